@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from enum import StrEnum
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+if sys.version_info >= (3, 11):
+    from enum import StrEnum
+else:
+    from enum import Enum
+
+    class StrEnum(str, Enum):
+        __str__ = str.__str__
+
 
 E164 = re.compile(r"\+[1-9]\d{6,14}")
 SIP_URI = re.compile(r"sips?:[^\s@]+@[^\s@]+")
@@ -159,7 +168,7 @@ class Call:
     dialed_number: str | None = None
     """Inbound: the number of ours that was dialled. Outbound: the caller id we showed."""
     request: DialRequest | None = None
-    dispatched_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    dispatched_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     ringing_at: datetime | None = None
     answered_at: datetime | None = None
     ended_at: datetime | None = None
@@ -185,4 +194,4 @@ class Call:
         """The first ending stands; later ones are its consequences."""
         if self.ending is None:
             self.ending = ending
-            self.ended_at = datetime.now(UTC)
+            self.ended_at = datetime.now(timezone.utc)

@@ -127,7 +127,9 @@ def _parse(name: str, text: str, kind: str) -> Any:
     try:
         match kind:
             case "bool":
-                return {"true": True, "1": True, "false": False, "0": False, "": False}[text.lower()]
+                return {"true": True, "1": True, "false": False, "0": False, "": False}[
+                    text.lower()
+                ]
             case "int":
                 return int(text)
             case "float":
