@@ -151,7 +151,7 @@ def _destinations(given: dict[str, Any]) -> dict[str, str]:
             transfer_uri(destination)
         except ValueError as error:
             raise BadRequest(f"{key}: {error}") from None
-    return named
+    return dict(named)
 
 
 @dataclass

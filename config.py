@@ -19,7 +19,7 @@ class BadSetting(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting, under its environment name in lower case; `.env.example` says what each means."""
+    """Every setting; its environment name is its name in capitals, explained in `.env.example`."""
 
     livekit_url: str = ""
     livekit_api_key: str = ""
@@ -114,6 +114,8 @@ class Settings:
         return bool(self.openai_api_key and self.memory_model)
 
 
+_BOOLS = {"true": True, "1": True, "false": False, "0": False, "": False}
+
 _CHOICES = {
     "turn_detection": ("v1-mini", "v1", "multilingual"),
     "vad": ("bundled", "silero"),
@@ -127,9 +129,7 @@ def _parse(name: str, text: str, kind: str) -> Any:
     try:
         match kind:
             case "bool":
-                return {"true": True, "1": True, "false": False, "0": False, "": False}[
-                    text.lower()
-                ]
+                return _BOOLS[text.lower()]
             case "int":
                 return int(text)
             case "float":

@@ -1,0 +1,224 @@
+"""When X happens during a call, do Y: one function each, attached where the session is made."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from livekit.agents import (
+    AgentSession,
+    AgentStateChangedEvent,
+    ConversationItemAddedEvent,
+    ErrorEvent,
+    UserInputTranscribedEvent,
+    UserStateChangedEvent,
+)
+from livekit.agents.llm import ChatMessage
+
+import prompts
+from call import Disposition, EndedBy, Ending
+from userdata import Userdata
+
+logger = logging.getLogger("behaviors")
+
+Session = AgentSession[Userdata]
+
+OPENING_SILENCE_S = 2.0
+"""Silence after an outbound call is answered before the agent speaks first."""
+BEEP_LIMIT_S = 5.0
+"""Silence after a recorded greeting before a message is left without a beep (beeps: 0.3-4 s)."""
+UNFINISHED_S = 1.6
+"""Wait for the rest of an utterance whose words break off."""
+WARNING_S = 60.0
+"""How long before the time limit the caller is warned, on calls long enough for it."""
+
+
+def keep_account(session: Session, u: Userdata) -> None:
+    """Count turns, interruptions, reply times, usage and errors into the call."""
+    call = u.call
+
+    @session.on("user_input_transcribed")
+    def _(event: UserInputTranscribedEvent) -> None:
+        call.has_spoken = call.has_spoken or bool(event.transcript.strip())
+
+    @session.on("conversation_item_added")
+    def _(event: ConversationItemAddedEvent) -> None:
+        item = event.item
+        if not isinstance(item, ChatMessage) or not (text := item.text_content):
+            return
+        if item.role == "user":
+            call.turns += 1
+            u.words.append(text)
+        elif item.role == "assistant":
+            call.interruptions += item.interrupted
+            if (latency := item.metrics.get("e2e_latency")) is not None:
+                call.reply_ms.append(latency * 1000)
+        if u.settings.store_transcripts:
+            speaker = "caller" if item.role == "user" else "agent"
+            u.start(asyncio.to_thread(u.records.add_turn, call.id, speaker, text), "store turn")
+
+    @session.on("error")
+    def _(event: ErrorEvent) -> None:
+        kind = getattr(event.error, "type", type(event.error).__name__)
+        cause = type(getattr(event.error, "error", event.error)).__name__
+        call.errors.append(f"{kind}: {cause}")
+
+    @session.on("session_usage_updated")
+    def _(event: object) -> None:
+        call.usage = [usage.model_dump(exclude_none=True) for usage in session.usage.model_usage]
+
+
+def end_with_the_line(u: Userdata) -> None:
+    """The phone, or the room, is gone: the call is over."""
+
+    async def watch() -> None:
+        await u.line.left.wait()
+        u.end(ending_of_hang_up(u))
+
+    u.start(watch(), "end with the line")
+
+
+def ending_of_hang_up(u: Userdata) -> Ending:
+    """How a call ended whose other side has gone."""
+    ended_by = EndedBy.SYSTEM if u.line.room_deleted else EndedBy.CALLER
+    if u.is_machine:
+        return Ending(Disposition.VOICEMAIL, ended_by, "hung up before the message was left")
+    if u.call.has_spoken:
+        return Ending(Disposition.COMPLETED, ended_by, "hung up")
+    return Ending(Disposition.ABANDONED, ended_by, "hung up before saying a word")
+
+
+def judge_turns_by_words(session: Session, u: Userdata) -> None:
+    """Let the words heard so far decide how long a pause is waited for.
+
+    The turn detector hears only the sound of the last second. Words that break off ("I'd like
+    to know") are waited for whatever it says; a whole sentence is not waited for long.
+    """
+    patient, quick = u.settings.max_endpointing_delay_s, u.settings.min_endpointing_delay_s
+    middle = min(patient, max(quick, 0.6))
+
+    @session.on("user_input_transcribed")
+    def _(event: UserInputTranscribedEvent) -> None:
+        if not event.is_final or not session.current_agent:
+            return
+        if prompts.sounds_unfinished(event.transcript):
+            least, most = max(UNFINISHED_S, patient), max(UNFINISHED_S, patient)
+        elif prompts.sounds_finished(event.transcript):
+            least, most = quick, middle
+        else:
+            least, most = middle, patient
+        session.update_options(endpointing_opts={"min_delay": least, "max_delay": most})
+
+
+def limit_duration(session: Session, u: Userdata) -> None:
+    """Warn, then end, a call that reaches MAX_CALL_S."""
+    limit = u.settings.max_call_s
+
+    async def watch() -> None:
+        if limit > 2 * WARNING_S:
+            await asyncio.sleep(limit - WARNING_S)
+            session.say(prompts.TIME_NEARLY_UP)
+            await asyncio.sleep(WARNING_S)
+        else:
+            await asyncio.sleep(limit)
+        ending = Ending(Disposition.TIME_LIMIT, EndedBy.SYSTEM, "MAX_CALL_S reached")
+        await u.wind_up(session, prompts.TIME_UP, ending)
+
+    u.start(watch(), "limit duration")
+
+
+def limit_silence(session: Session, u: Userdata) -> None:
+    """Ask whether someone is there at half of SILENCE_LIMIT_S; hang up at the whole."""
+    stirred = asyncio.Event()
+    half = u.settings.silence_limit_s / 2
+
+    @session.on("user_input_transcribed")
+    @session.on("agent_state_changed")
+    def _(event: UserInputTranscribedEvent | AgentStateChangedEvent) -> None:
+        stirred.set()
+
+    @session.on("user_state_changed")
+    def _(event: UserStateChangedEvent) -> None:
+        stirred.set()
+
+    async def hears_nobody() -> bool:
+        stirred.clear()
+        try:
+            await asyncio.wait_for(stirred.wait(), half)
+        except asyncio.TimeoutError:
+            return session.agent_state == "listening"
+        return False
+
+    async def watch() -> None:
+        while True:
+            if not await hears_nobody():
+                continue
+            turns = u.call.turns
+            await session.say(prompts.STILL_THERE)
+            if await hears_nobody() and u.call.turns == turns:
+                ending = Ending(Disposition.SILENT, EndedBy.SYSTEM, "SILENCE_LIMIT_S reached")
+                await u.wind_up(session, prompts.NOBODY_THERE, ending)
+
+    u.start(watch(), "limit silence")
+
+
+def open_after_silence(session: Session, u: Userdata, opening: str) -> None:
+    """On an answered outbound call, speak first if the callee says nothing for 2.0 s."""
+    heard = asyncio.Event()
+
+    @session.on("user_state_changed")
+    def _(event: UserStateChangedEvent) -> None:
+        if event.new_state == "speaking":
+            heard.set()
+
+    async def watch() -> None:
+        try:
+            await asyncio.wait_for(heard.wait(), OPENING_SILENCE_S)
+        except asyncio.TimeoutError:
+            if not u.is_machine:
+                session.say(opening)
+
+    u.start(watch(), "open after silence")
+
+
+def leave_message(session: Session, u: Userdata) -> None:
+    """Wait for the answering machine's beep, or for its silence, and leave the message."""
+    if u.is_machine:
+        return
+    u.is_machine = True
+    request = u.call.request
+    message = (request.voicemail_message if request else "") or u.settings.voicemail_message
+    ending = Ending(Disposition.VOICEMAIL, EndedBy.AGENT, "", message_left=bool(message))
+
+    async def leave() -> None:
+        await session.interrupt(force=True)
+        if message:
+            await _machine_is_recording(session, u)
+        await u.wind_up(session, message, ending)
+
+    u.start(leave(), "leave message")
+
+
+async def _machine_is_recording(session: Session, u: Userdata) -> None:
+    """Return after the beep, or after BEEP_LIMIT_S in which the machine said nothing."""
+    u.beeps.heard.clear()
+    talking = asyncio.Event()
+
+    def on_state(event: UserStateChangedEvent) -> None:
+        talking.set()
+
+    session.on("user_state_changed", on_state)
+    try:
+        while True:
+            talking.clear()
+            waits = [asyncio.ensure_future(e.wait()) for e in (u.beeps.heard, talking)]
+            limit = None if session.user_state == "speaking" else BEEP_LIMIT_S
+            done, rest = await asyncio.wait(
+                waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED
+            )
+            for wait in rest:
+                wait.cancel()
+            if not done or u.beeps.heard.is_set():
+                return
+    finally:
+        session.off("user_state_changed", on_state)

@@ -1,0 +1,288 @@
+"""Plays a scripted call against the worker and measures it at the phone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from records import CallRow
+from simulator import speech
+from simulator.bridge import Line
+from simulator.phone import CallOver, Phone
+from simulator.recording import (
+    Recording,
+    cuts,
+    heard_ratio,
+    heard_words,
+    level_db,
+    overlap_ms,
+    speech_segments,
+)
+from simulator.script import Mailbox, Script, Step
+from simulator.studio import Studio
+
+HEAR_LIMIT_S = 20.0
+QUIET_S = 0.6
+
+Show = Callable[[str, str], None]
+"""(who, words) -> shown as it happens."""
+
+
+class NotAsScripted(Exception):
+    """The call went another way than its script; the message says where."""
+
+
+@dataclass
+class Report:
+    """What was measured of one call; None where a figure does not apply."""
+
+    script: Script
+    row: CallRow
+    recording: Recording | None
+    problems: list[str] = field(default_factory=list)
+    reply_ms: list[float] = field(default_factory=list)
+    first_word_ms: float | None = None
+    end_ms: float | None = None
+    heard_ratio: float | None = None
+    overlap_ms: float | None = None
+    clipped: int | None = None
+    level_db: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        row = self.row
+        return {
+            "direction": str(row.direction),
+            "disposition": str(row.disposition),
+            "turns": row.turns,
+            "tools": [{"name": t.name, "code": t.code} for t in row.tool_calls],
+            "reply_ms": [round(ms) for ms in self.reply_ms],
+            "first_word_ms": _rounded(self.first_word_ms),
+            "end_ms": _rounded(self.end_ms),
+            "interruptions": row.interruptions,
+            "heard_ratio": None if self.heard_ratio is None else round(self.heard_ratio, 3),
+            "overlap_ms": _rounded(self.overlap_ms),
+            "clipped": self.clipped,
+            "level_db": None if self.level_db is None else round(self.level_db, 1),
+        }
+
+
+def _rounded(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+class Rehearsal:
+    """One call, played."""
+
+    def __init__(self, studio: Studio, script: Script, show: Show, seed: int = 1) -> None:
+        self.studio = studio
+        self.script = script
+        self.show = show
+        self.seed = seed
+        self.phone: Phone | None = None
+        self.mark = 0.0
+        """Since when what is heard has not been looked at."""
+        self.cut_at: list[float] = []
+        """When the caller interrupted (monotonic)."""
+        self.reply_ms: list[float] = []
+
+    async def play(self) -> Report:
+        """The call from dialling to its closed record."""
+        begun = time.monotonic()
+        problems: list[str] = []
+        if self.script.remembered:
+            await self._remembered()
+        try:
+            room = await self._ring()
+            for step in self.script.steps:
+                await self._do(step)
+            if self.phone and not self.phone.gone.is_set() and self.script.steps:
+                await self.phone.hang_up()
+        except (NotAsScripted, CallOver, TimeoutError, asyncio.TimeoutError) as error:
+            problems.append(f"{type(error).__name__}: {error}")
+            if self.phone:
+                await self.phone.hang_up()
+                room = self.phone.room_name
+        row = await self.studio.closed(room)
+        report = self._measure(row, begun, time.monotonic())
+        report.problems = problems + self._unmet(row)
+        return report
+
+    async def _remembered(self) -> None:
+        """Wait until the last call has been learned from."""
+        records = self.studio.records()
+        deadline = time.monotonic() + 10
+        try:
+            while time.monotonic() < deadline:
+                facts = await asyncio.to_thread(records.facts, self.script.number)
+                if any(self.script.remembered in fact for fact in facts):
+                    return
+                await asyncio.sleep(0.05)
+        finally:
+            records.dispose()
+        raise NotAsScripted(f"not remembered: {self.script.remembered}")
+
+    async def _ring(self) -> str:
+        script, network = self.script, self.studio.network
+        if script.is_inbound:
+            self.phone = await network.dial(
+                from_=script.number, voice=script.voice, transfer=script.transfer
+            )
+            self.mark = self.phone.times["dialed"]
+            return self.phone.room_name
+        line = Line(voice=script.voice, transfer=script.transfer, **script.line)
+        network.lines[script.number] = line
+        before = len(network.calls)
+        metadata = {"phone_number": script.number} | script.dispatch
+        room = await network.dispatch(json.dumps(metadata))
+        phone = await network.dialled(script.number, after=before)
+        if script.steps:
+            self.phone = phone
+            self.mark = await phone.became_active()
+        return room
+
+    async def _do(self, step: Step) -> None:
+        assert self.phone
+        verb = getattr(self, f"_{step.verb}")
+        await verb(self.phone, step)
+
+    async def _say(self, phone: Phone, step: Step) -> None:
+        self.show(phone.voice, step.text)
+        said = await phone.say(step.text)
+        self.mark = said.end
+
+    async def _interrupt(self, phone: Phone, step: Step) -> None:
+        await phone.agent_speaks(HEAR_LIMIT_S, since=self.mark)
+        await asyncio.sleep(step.after_s)
+        self.show(phone.voice, f"(interrupts) {step.text}")
+        self.cut_at.append(time.monotonic())
+        said = await phone.say(step.text)
+        self.mark = said.end
+
+    async def _hear(self, phone: Phone, step: Step) -> None:
+        """The agent speaks, and what it says has the step's words in it."""
+        started: float | None = None
+        deadline = time.monotonic() + HEAR_LIMIT_S
+        words = ""
+        since = self.mark
+        while time.monotonic() < deadline:
+            start, end = await self._spoken(phone, since, deadline)
+            if started is None:
+                started = start
+                if phone.said and self.mark == phone.said[-1].end:
+                    self.reply_ms.append((start - self.mark) * 1000)
+            words = self._words(phone)
+            if _plain(step.text) in _plain(words):
+                reply = f" ({(started - self.mark) * 1000:.0f} ms)"
+                self.show("agent", words + (reply if phone.said else ""))
+                self.mark = max(self.mark, end)
+                return
+            since = end + 0.05
+        raise NotAsScripted(f"heard «{words}» where «{step.text}» was due")
+
+    async def _spoken(self, phone: Phone, since: float, deadline: float) -> tuple[float, float]:
+        left = max(0.1, deadline - time.monotonic())
+        try:
+            return await phone.agent_says(left, since=since, quiet_s=QUIET_S)
+        except CallOver:
+            heard = self._words(phone)
+            if heard:
+                return since, time.monotonic()
+            raise
+
+    def _words(self, phone: Phone) -> str:
+        ear = self.studio.stand_ins.agent_ear
+        pcm = phone.recording().since(self.mark).heard
+        return " ".join(part.text for part in heard_words(pcm, ear) if part.text)
+
+    async def _mailbox(self, phone: Phone, step: Step) -> None:
+        box = Mailbox.from_seed(self.seed, self.script.dispatch.get("name", ""))
+        self.show("mailbox", re.sub(r" ?\[[\d.]+\]", "", box.greeting))
+        await phone.say(box.greeting)
+        await asyncio.sleep(box.beep_after_s)
+        self.show("mailbox", f"(beep, after {box.beep_after_s:.1f} s)")
+        beep = await phone.say(speech.beep())
+        self.mark = beep.end
+
+    async def _press(self, phone: Phone, step: Step) -> None:
+        await phone.press(step.text)
+
+    async def _hang_up(self, phone: Phone, step: Step) -> None:
+        await asyncio.sleep(step.after_s)
+        await phone.hang_up()
+
+    async def _transferred(self, phone: Phone, step: Step) -> None:
+        await phone.ended()
+        if not phone.transfers:
+            raise NotAsScripted("was not transferred")
+        self.show("network", f"transferred to {phone.transfers[-1]}")
+
+    async def _ended(self, phone: Phone, step: Step) -> None:
+        await phone.ended()
+
+    def _measure(self, row: CallRow, begun: float, closed: float) -> Report:
+        report = Report(self.script, row, None, reply_ms=self.reply_ms)
+        phone = self.phone
+        if phone is None:
+            return report
+        times = phone.times
+        recording = report.recording = phone.recording()
+        start = times["dialed"] if phone.is_inbound else times.get("active")
+        if start and "first_sound" in times:
+            report.first_word_ms = (times["first_sound"] - start) * 1000
+        over = times.get("hung_up", times.get("gone"))
+        if over:
+            report.end_ms = max(0.0, (closed - over) * 1000)
+        if speech_segments(recording.heard):
+            sentences = self._sentences(begun, closed)
+            ear = self.studio.stand_ins.agent_ear
+            report.heard_ratio = heard_ratio(sentences, recording.heard, ear)
+            report.overlap_ms = overlap_ms(recording)
+            report.clipped = self._clipped(recording)
+            report.level_db = level_db(recording.heard)
+        return report
+
+    def _sentences(self, begun: float, closed: float) -> list[str]:
+        """What the agent said to its end: all it voiced, but for what was interrupted."""
+        voiced = [
+            (entry.at, entry.what)
+            for entry in self.studio.stand_ins.log
+            if entry.service == "tts" and begun <= entry.at <= closed
+        ]
+        for cut in self.cut_at:
+            asked = max((s.end for s in self.phone.said if s.end < cut), default=begun)
+            voiced = [v for v in voiced if not asked <= v[0] <= cut + 0.3]
+        return [what for _, what in voiced]
+
+    def _clipped(self, recording: Recording) -> int:
+        """Abrupt edges of the agent's speech other than by an interruption."""
+        cut_s = [at - recording.started for at in self.cut_at]
+        return sum(
+            not any(-0.1 < getattr(cut.segment, f"{cut.edge}_s") - at < 1.5 for at in cut_s)
+            for cut in cuts(recording.heard)
+        )
+
+    def _unmet(self, row: CallRow) -> list[str]:
+        """What the script's `expect` says that is not so."""
+        used = [tool.name for tool in row.tool_calls]
+        unmet = []
+        for key, wanted in self.script.expect.items():
+            if key == "tools":
+                unmet += [f"{tool} was not used" for tool in wanted if tool not in used]
+            elif getattr(row, key) != wanted:
+                unmet.append(f"{key} is {getattr(row, key)}, not {wanted}")
+        return unmet
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9 ]", "", text.lower()).strip()
+
+
+def load_scripts(folder: Path) -> list[Script]:
+    """The scripts of a folder, in the order of their names."""
+    return [Script.load(path) for path in sorted(folder.glob("*.yaml"))]

@@ -1,0 +1,85 @@
+"""What a tool can reach: the call and the injected services."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from livekit.agents import AgentSession
+
+from call import Call, Ending
+from config import Settings
+from memory import Memory
+from rag import Knowledge
+from records import Records
+from telephony import BeepListener, Line
+
+
+@dataclass
+class Userdata:
+    """One call's state, for its tools and behaviours; lives on the job's event loop."""
+
+    call: Call
+    settings: Settings
+    records: Records
+    memory: Memory
+    knowledge: Knowledge
+    line: Line
+    finish: Callable[[], None]
+    """Ends the job: the session closes, then the record."""
+    facts: list[str] = field(default_factory=list)
+    """What is remembered about the caller, as far as it has been read."""
+    words: list[str] = field(default_factory=list)
+    """The caller's own utterances, in order."""
+    beeps: BeepListener = field(default_factory=BeepListener)
+    is_machine: bool = False
+    """Whether an answering machine was found at the other end."""
+    is_winding_up: bool = False
+    """Whether the last sentence is being said; nothing else is answered."""
+    pending: set[asyncio.Task] = field(default_factory=set)
+
+    @property
+    def destinations(self) -> Mapping[str, str]:
+        """Where the caller may be put through: name -> number or SIP URI."""
+        request = self.call.request
+        return {**self.settings.transfer_destinations, **(request.destinations if request else {})}
+
+    @property
+    def remembers(self) -> bool:
+        """Whether memory may be read or written for this caller."""
+        return self.call.number is not None and self.call.learns
+
+    def start(self, work: Awaitable[None], name: str) -> asyncio.Task:
+        """Run `work` beside the conversation; it is cancelled with the job's loop."""
+        task = asyncio.ensure_future(work)
+        task.set_name(name)
+        self.pending.add(task)
+        task.add_done_callback(self.pending.discard)
+        return task
+
+    def end(self, ending: Ending) -> None:
+        """End the call now; the first ending stands."""
+        self.call.end(ending)
+        self.finish()
+
+    async def wind_up(
+        self,
+        session: AgentSession[Userdata],
+        last_words: str,
+        ending: Ending,
+        *,
+        at_once: bool = True,
+    ) -> None:
+        """Say `last_words` to their end, unless the other side hangs up first, then end.
+
+        `at_once` cuts off what is being said; otherwise it is finished first.
+        """
+        if self.is_winding_up:
+            return
+        self.is_winding_up = True
+        if at_once:
+            await session.interrupt(force=True)
+        if last_words:
+            await session.say(last_words, allow_interruptions=False)
+        self.end(ending)
