@@ -1,1 +1,1 @@
-"""Phones, callers and stand-in providers on this machine: for the demo, the tests and the benchmark."""
+"""Phones, callers and stand-in providers on this machine: for demo, tests and benchmark."""

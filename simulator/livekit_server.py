@@ -19,6 +19,7 @@ from simulator.child import Child, ChildFailed, free_port
 VERSION = "1.13.5"
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 0.5
 
 
 class NoLiveKitServer(Exception):
@@ -66,7 +67,8 @@ class LiveKitServer:
             await asyncio.sleep(0.01)
 
     async def stop(self) -> None:
-        await self._child.stop()
+        """It ends in 5 ms, or not at all if it was told to within 0.1 s of its start."""
+        await self._child.stop(timeout=STOP_TIMEOUT_S)
 
 
 def find_binary() -> Path:
@@ -101,7 +103,7 @@ def check_interfaces() -> None:
 def _config(port: int, udp_port: int, key: str, secret: str) -> str:
     """The server's configuration; JSON, which is YAML.
 
-    `tcp_port` would listen on every interface, whatever `bind_addresses` says. Without `stun_servers`
+    `tcp_port` would listen on all interfaces, whatever `bind_addresses` says. Without `stun_servers`
     clients are sent to public ones; were it the server's own `udp_port`, clients would take its
     media packets for a STUN server's and never connect; on the discard port nobody answers.
     """

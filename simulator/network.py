@@ -11,7 +11,7 @@ import secrets
 import time
 
 from aiohttp import web
-from livekit import api
+from livekit.api import AccessToken, LiveKitAPI, VideoGrants
 from livekit.protocol import sip
 from livekit.protocol.agent_dispatch import CreateAgentDispatchRequest
 
@@ -68,9 +68,14 @@ class PhoneNetwork:
         """Every SIP request so far."""
         return self._sip.requests if self._sip else []
 
-    def client(self) -> api.LiveKitAPI:
+    @property
+    def script_errors(self) -> list[BaseException]:
+        """What `on_answer` scripts raised; `stop` raises the first."""
+        return self._bridge.script_errors
+
+    def api(self) -> LiveKitAPI:
         """A new API client, to be used as an async context manager."""
-        return api.LiveKitAPI(self.url, self.livekit.key, self.livekit.secret)
+        return LiveKitAPI(self.url, self.livekit.key, self.livekit.secret)
 
     async def start(self) -> None:
         self._proxy = Proxy(self.livekit.http_url)
@@ -90,8 +95,8 @@ class PhoneNetwork:
         await self._bridge.close()
         await self._runner.cleanup()
         await self._proxy.close()
-        if self._bridge.script_errors:
-            raise self._bridge.script_errors[0]
+        if self.script_errors:
+            raise self.script_errors[0]
 
     # ------------------------------------------------------------------ outbound
 
@@ -100,7 +105,7 @@ class PhoneNetwork:
     ) -> str:
         """Ask for an agent in a new room, as `lk dispatch create --new-room`; returns its name."""
         room = room or f"room-{secrets.token_hex(6)}"
-        async with self.client() as livekit:
+        async with self.api() as livekit:
             await livekit.agent_dispatch.create_dispatch(
                 CreateAgentDispatchRequest(
                     room=room,
@@ -199,10 +204,10 @@ class PhoneNetwork:
 
     # ------------------------------------------------------------------ inside
 
-    def _token(self, room: str, identity: str) -> api.AccessToken:
+    def _token(self, room: str, identity: str) -> AccessToken:
         """Without the right to update its own metadata a phone's status would never change."""
-        grants = api.VideoGrants(room_join=True, room=room, can_update_own_metadata=True)
-        token = api.AccessToken(self.livekit.key, self.livekit.secret)
+        grants = VideoGrants(room_join=True, room=room, can_update_own_metadata=True)
+        token = AccessToken(self.livekit.key, self.livekit.secret)
         return token.with_identity(identity).with_kind("sip").with_grants(grants)
 
     def _phone(self, number: str, quality: LineQuality | None, voice: str) -> Phone:

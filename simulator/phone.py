@@ -27,7 +27,8 @@ from simulator.handset import (
 )
 from simulator.recording import Recording
 
-LEAD_S = 0.04  # how far ahead frames are handed over, so that a busy moment makes no gap
+LEAD_S = 0.06  # how far ahead sound is handed over, so that a busy moment makes no gap
+PACKETS = 2  # handed over at once, and taken at once: each hand-over costs as much as its sound
 KEYS = "0123456789*#ABCD"
 T = TypeVar("T")
 AGENT = rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
@@ -113,7 +114,9 @@ class Phone:
         for participant in room.remote_participants.values():
             self._on_joined(participant)
         track = rtc.LocalAudioTrack.create_audio_track("sip", self._source)
-        options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE, dtx=False)
+        options = rtc.TrackPublishOptions(
+            source=rtc.TrackSource.SOURCE_MICROPHONE, dtx=False, red=False
+        )
         self.started = time.monotonic() + LEAD_S
         self.ear = Earpiece(self.started, self._line)
         await room.local_participant.publish_track(track, options)
@@ -124,10 +127,9 @@ class Phone:
         """`sip.callStatus`, seen by the agent within 20 ms; `active` also opens both ears."""
         self.status = status
         self.times[status] = time.monotonic()
-        with contextlib.suppress(Exception):  # the room may be gone: then nobody reads it
-            await self.room.local_participant.set_attributes(
-                {"sip.callStatus": status, **{f"sip.{k}": v for k, v in attributes.items()}}
-            )
+        shown = {"sip.callStatus": status, **{f"sip.{k}": v for k, v in attributes.items()}}
+        with contextlib.suppress(CallOver):  # the room is gone, and nobody reads it
+            await self._unless_gone(self.room.local_participant.set_attributes(shown))
         if status == "active":
             self.active.set()
             for participant in self.room.remote_participants.values():
@@ -150,8 +152,7 @@ class Phone:
         """Out of the room without a hang-up status, as the bridge does when a dial fails."""
         if not self.gone.is_set():
             self._end(reason)
-            with contextlib.suppress(Exception):
-                await self.room.disconnect(reason=as_)
+            await self.room.disconnect(reason=as_)
 
     async def ended(self, timeout: float = 15.0) -> str:
         """`gone_reason`, once the call is over; TimeoutError if it isn't in `timeout` seconds."""
@@ -263,19 +264,29 @@ class Phone:
         return await asyncio.to_thread(self._announce, text, voice or self.voice)
 
     async def _send(self) -> None:
-        for tick in itertools.count():
-            late = time.monotonic() - (self.started - LEAD_S + tick * FRAME_S)
+        try:
+            await self._send_frames()
+        finally:
+            await self._source.aclose()
+
+    async def _send_frames(self) -> None:
+        for packet in itertools.count(0, PACKETS):
+            late = time.monotonic() - (self.started - LEAD_S + packet * FRAME_S)
             if late < 0:
                 await asyncio.sleep(-late + self.mouth.jitter_s())
             elif late > 0.2:  # this process stood still: what should have been sent is lost
                 continue
-            frame = self.mouth.frame(tick * FRAME)
-            await self._source.capture_frame(rtc.AudioFrame(frame.tobytes(), SAMPLE_RATE, 1, FRAME))
+            frames = [self.mouth.frame((packet + n) * FRAME) for n in range(PACKETS)]
+            sound = np.concatenate(frames)
+            await self._source.capture_frame(
+                rtc.AudioFrame(sound.tobytes(), SAMPLE_RATE, 1, len(sound))
+            )
             self._tell()
 
     async def _listen(self, track: rtc.Track) -> None:
+        size_ms = round(PACKETS * FRAME_S * 1000)
         stream = rtc.AudioStream(
-            track, sample_rate=SAMPLE_RATE, num_channels=1, frame_size_ms=int(FRAME_S * 1000)
+            track, sample_rate=SAMPLE_RATE, num_channels=1, frame_size_ms=size_ms
         )
         try:
             async for event in stream:
@@ -312,7 +323,7 @@ class Phone:
             task.cancel()
 
     async def _heard(self, look: Callable[[], T | None], timeout: float, otherwise: str) -> T:
-        """What `look` finds, asked again at each sound and each 20 ms."""
+        """What `look` finds, asked again at each sound and each 40 ms."""
         deadline = time.monotonic() + timeout
         while (found := look()) is None:
             if self.gone.is_set():
