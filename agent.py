@@ -246,10 +246,9 @@ def make_desk(settings: Settings) -> Desk:
     )
 
 
-def make_server(desk: Desk) -> AgentServer:
+def make_server(desk: Desk, caretaker: Caretaker) -> AgentServer:
     """The worker: one process, a thread per call."""
     settings = desk.settings
-    caretaker = Caretaker(settings, desk.records, desk.memory, desk.worker_id)
 
     def warm(process: JobProcess) -> None:
         logs.protect()
@@ -289,9 +288,14 @@ def main() -> None:
         settings = Settings.load()
     except BadSetting as error:
         sys.exit(f"{error}")
-    logging.basicConfig(level=settings.log_level)
     providers.load(settings)
-    cli.run_app(make_server(make_desk(settings)))
+    desk = make_desk(settings)
+    caretaker = Caretaker(settings, desk.records, desk.memory, desk.worker_id)
+    try:
+        cli.run_app(make_server(desk, caretaker))
+    finally:
+        caretaker.stop()
+        desk.memory.close()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from config import Settings
 from memory import Memory
-from records import OpenCall, Records
+from records import CallRow, Records
 
 logger = logging.getLogger("caretaker")
 
@@ -45,7 +45,6 @@ class Caretaker:
         self._clock = clock
         self._alone_since: dict[str, float] = {}
         """Rooms of lost calls with exactly one phone and no agent, and since when."""
-        self._lost_rooms: set[str] = set()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="caretaker", daemon=True)
 
@@ -55,7 +54,8 @@ class Caretaker:
     def stop(self) -> None:
         """Finish the present round and return."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         asyncio.run(self._rounds())
@@ -80,21 +80,19 @@ class Caretaker:
         self._memory.tend()
         for lost in self._records.expired():
             await self._look_after(livekit, lost)
-        for room in list(self._lost_rooms):
+        for room in self._records.lost_rooms() | self._alone_since.keys():
             await self._end_if_alone(livekit, room)
 
-    async def _look_after(self, livekit: api.LiveKitAPI, lost: OpenCall) -> None:
+    async def _look_after(self, livekit: api.LiveKitAPI, lost: CallRow) -> None:
         people = await _participants(livekit, lost.room)
         if any(p.kind == api.ParticipantInfo.Kind.AGENT for p in people):
             return
         if self._records.close_lost(lost.id):
             logger.warning("closed the record of a lost worker's call", extra={"call_id": lost.id})
-        self._lost_rooms.add(lost.room)
 
     async def _end_if_alone(self, livekit: api.LiveKitAPI, room: str) -> None:
         people = await _participants(livekit, room)
         if not people:
-            self._lost_rooms.discard(room)
             self._alone_since.pop(room, None)
             return
         if len(people) != 1 or people[0].kind != api.ParticipantInfo.Kind.SIP:

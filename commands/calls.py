@@ -38,7 +38,7 @@ def show(row: CallRow) -> str:
     """All that the record of one call holds."""
     lines = [f"{name:15} {value}" for name, value in row.fields() if value not in (None, "")]
     lines += [f"tool            {t.name}: {t.code}, {t.ms:.0f} ms" for t in row.tool_calls]
-    lines += [f"{t.speaker:15} {t.text}" for t in row.turns_said]
+    lines += [f"{t.speaker:15} {t.text}" for t in row.said]
     return "\n".join(lines)
 
 

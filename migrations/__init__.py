@@ -1,0 +1,1 @@
+"""The records database's schema, as a sequence of Alembic migrations."""

@@ -1,0 +1,275 @@
+"""The stored record of each call, and queries over it.
+
+While the database is away calls go on: their rows wait in files (`Spool`) and are written once it
+answers, at the latest at the next start.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, delete, select, update
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+import schema
+from call import Call, Disposition, EndedBy
+from schema import CallerRow, CallRow, ToolCallRow, TurnRow, Work
+from spool import Spool
+
+__all__ = ["CallRow", "Records", "RecordsUnavailable", "Repeated", "Work"]
+
+AWAY = (OperationalError, InterfaceError)
+
+
+class Repeated(Exception):
+    """A call of that id has a row already."""
+
+
+class RecordsUnavailable(Exception):
+    """The records database does not answer."""
+
+
+class Records:
+    """One records database; thread-safe, one session per operation."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        spool: Path,
+        lease_s: float = 15.0,
+        store_transcripts: bool = False,
+        version: str = "",
+        clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    ) -> None:
+        self.engine: Engine = schema.connect(url)
+        self._spool = Spool(spool)
+        self._lease = timedelta(seconds=lease_s)
+        self._store_transcripts = store_transcripts
+        self._version = version
+        self._clock = clock
+
+    def migrate(self) -> None:
+        """Bring the schema up to date, one worker at a time, and write what waited in files."""
+        schema.migrate(self.engine, self._spool.folder.parent)
+        self._replay()
+
+    def dispose(self) -> None:
+        self.engine.dispose()
+
+    # Calls
+
+    def open(self, call: Call) -> None:
+        """Insert the call's row, leased; Repeated if there is one of that id."""
+        row = self._row(call) | {"lease_until": self._clock() + self._lease}
+        try:
+            with Session(self.engine) as session, session.begin():
+                session.add(CallRow(**row))
+        except IntegrityError:
+            raise Repeated(call.id) from None
+        except AWAY:
+            self._spool.put(call.id, row)
+
+    def save(self, call: Call) -> None:
+        """Write all of the call; with an ending, close its row. The first ending stands."""
+        row = self._row(call)
+        try:
+            self._write(row)
+        except AWAY:
+            self._spool.put(call.id, row)
+
+    def _row(self, call: Call) -> dict[str, Any]:
+        ending, request = call.ending, call.request
+        return {
+            "id": call.id,
+            "job_id": call.job_id,
+            "room": call.room,
+            "worker_id": call.worker_id,
+            "campaign_id": request.campaign_id or None if request else None,
+            "contact_id": request.contact_id or None if request else None,
+            "direction": str(call.direction),
+            "number": call.number,
+            "dialed_number": call.dialed_number,
+            "dispatched_at": call.dispatched_at,
+            "ringing_at": call.ringing_at,
+            "answered_at": call.answered_at,
+            "ended_at": call.ended_at,
+            "disposition": str(ending.disposition) if ending else None,
+            "message_left": ending.message_left if ending else False,
+            "ended_by": str(ending.ended_by) if ending else None,
+            "reason": ending.reason if ending else "",
+            "sip_status": ending.sip_status if ending else None,
+            "destination": call.destination,
+            "turns": call.turns,
+            "interruptions": call.interruptions,
+            "reply_p50_ms": statistics.median(call.reply_ms) if call.reply_ms else None,
+            "reply_p95_ms": _percentile_95(call.reply_ms),
+            "usage": call.usage,
+            "errors": call.errors,
+            "version": self._version,
+        }
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with Session(self.engine) as session, session.begin():
+            found = session.get(CallRow, row["id"], with_for_update=True)
+            if found is None:
+                session.add(CallRow(**row))
+            elif found.disposition is None:
+                for name, value in row.items():
+                    setattr(found, name, value)
+                if row["disposition"]:
+                    found.lease_until = None
+
+    def add_tool_call(self, call_id: str, name: str, code: str, ms: float) -> None:
+        """Note one use of a tool: its result code, and how long it took (ms)."""
+        self._add({"call_id": call_id, "at": self._clock(), "name": name, "code": code, "ms": ms})
+
+    def add_turn(self, call_id: str, speaker: str, text: str) -> None:
+        """Note what was said, if transcripts are stored."""
+        if self._store_transcripts:
+            self._add({"call_id": call_id, "at": self._clock(), "speaker": speaker, "text": text})
+
+    def _add(self, row: dict[str, Any]) -> None:
+        try:
+            self._add_now(row)
+        except AWAY:
+            self._spool.append(row["call_id"], row)
+
+    def _add_now(self, row: dict[str, Any]) -> None:
+        with Session(self.engine) as session, session.begin():
+            session.add(ToolCallRow(**row) if "name" in row else TurnRow(**row))
+
+    def _replay(self) -> None:
+        for item in self._spool.items():
+            if item.row:
+                self._write(item.row)
+            for row in item.added:
+                self._add_now(row)
+            self._spool.remove(item)
+
+    # Leases
+
+    def renew(self, worker_id: str) -> None:
+        """Renew the leases of the worker's open calls, and write what waited in files."""
+        self._replay()
+        mine = (CallRow.worker_id == worker_id) & CallRow.disposition.is_(None)
+        with Session(self.engine) as session, session.begin():
+            until = self._clock() + self._lease
+            session.execute(update(CallRow).where(mine).values(lease_until=until))
+
+    def expired(self) -> list[CallRow]:
+        """Open calls whose worker has not renewed their lease."""
+        with Session(self.engine) as session:
+            return list(session.scalars(select(CallRow).where(self._is_expired())))
+
+    def close_lost(self, call_id: str) -> bool:
+        """Close an expired call as `failed` (`worker lost`); True for the one that did it."""
+        lost = (CallRow.id == call_id) & self._is_expired()
+        values = {
+            "disposition": str(Disposition.FAILED),
+            "ended_by": str(EndedBy.SYSTEM),
+            "reason": schema.WORKER_LOST,
+            "ended_at": self._clock(),
+            "lease_until": None,
+        }
+        with Session(self.engine) as session, session.begin():
+            done = session.execute(update(CallRow).where(lost).values(**values))
+            return bool(getattr(done, "rowcount", 0))
+
+    def lost_rooms(self, within_s: float = 3600.0) -> set[str]:
+        """Rooms of calls that lost their worker in the last `within_s` seconds."""
+        since = self._clock() - timedelta(seconds=within_s)
+        lost = (CallRow.reason == schema.WORKER_LOST) & (CallRow.ended_at > since)
+        with Session(self.engine) as session:
+            return set(session.scalars(select(CallRow.room).where(lost)))
+
+    def _is_expired(self) -> Any:
+        return CallRow.disposition.is_(None) & (CallRow.lease_until < self._clock())
+
+    # Queries
+
+    def recent(self, limit: int) -> list[CallRow]:
+        """The latest calls, newest first, without what was said in them."""
+        newest = select(CallRow).order_by(CallRow.dispatched_at.desc()).limit(limit)
+        with Session(self.engine) as session:
+            return list(session.scalars(newest))
+
+    def get(self, call_id: str) -> CallRow | None:
+        """One call with its tools and turns."""
+        with Session(self.engine) as session:
+            row = session.get(CallRow, call_id)
+            if row:
+                row.tool_calls = self._of(session, ToolCallRow, call_id)
+                row.said = self._of(session, TurnRow, call_id)
+            return row
+
+    def _of(self, session: Session, kind: Any, call_id: str) -> list[Any]:
+        return list(session.scalars(select(kind).filter_by(call_id=call_id).order_by(kind.id)))
+
+    # Callers, and work on their memories
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        try:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except AWAY as error:
+            raise RecordsUnavailable(type(error).__name__) from error
+
+    def facts(self, number: str) -> list[str]:
+        """What is known about a caller; [] if nothing. Raises RecordsUnavailable, as all below."""
+        with self._session() as session:
+            row = session.get(CallerRow, number)
+            return list(row.facts) if row else []
+
+    def set_facts(self, number: str, facts: list[str]) -> None:
+        """Replace what is known about a caller."""
+        with self._session() as session:
+            session.merge(CallerRow(number=number, facts=facts, updated_at=self._clock()))
+
+    def forget(self, number: str) -> None:
+        """Delete a caller's row and their unfinished work, together."""
+        with self._session() as session:
+            session.execute(delete(CallerRow).filter_by(number=number))
+            session.execute(delete(schema.WorkRow).filter_by(number=number))
+
+    def add_work(self, work: Work) -> None:
+        """Commit work to be done; an id that is there already is left alone."""
+        with self._session() as session:
+            if session.get(schema.WorkRow, work.id) is None:
+                session.add(schema.WorkRow(**asdict(work), created_at=self._clock()))
+
+    def work(self, work_id: str) -> Work | None:
+        """Unfinished work by its id; None if it is done or was cancelled."""
+        with self._session() as session:
+            row = session.get(schema.WorkRow, work_id)
+            return row.to_work() if row else None
+
+    def remove_work(self, work_id: str) -> None:
+        with self._session() as session:
+            session.execute(delete(schema.WorkRow).filter_by(id=work_id))
+
+    def pending_work(self) -> list[Work]:
+        """All unfinished work, oldest first."""
+        with self._session() as session:
+            rows = session.scalars(select(schema.WorkRow).order_by(schema.WorkRow.created_at))
+            return [row.to_work() for row in rows]
+
+    def pending_forget(self, number: str) -> bool:
+        """Whether a caller is still to be forgotten everywhere."""
+        with self._session() as session:
+            wanted = select(schema.WorkRow.id).filter_by(number=number, kind="forget")
+            return session.scalars(wanted).first() is not None
+
+
+def _percentile_95(values: list[float]) -> float | None:
+    if len(values) < 2:
+        return values[0] if values else None
+    return statistics.quantiles(values, n=20, method="inclusive")[-1]
