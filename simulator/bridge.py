@@ -204,9 +204,8 @@ class Bridge:
     async def transfer(self, request: sip.TransferSIPParticipantRequest) -> Message:
         """TransferSIPParticipant; livekit-server 1.13.5 answers a success with nothing in it."""
         if not request.transfer_to.startswith(("tel:", "sip:", "sips:")):
-            raise TwirpError(
-                "invalid_argument", "transfer_to must start with one of tel:, sip: or sips:"
-            )
+            uri = "transfer_to must be a valid SIP(s) or TEL URI (sip:, sips: or tel:)"
+            raise TwirpError("invalid_argument", uri)
         phone = self._phones.get((request.room_name, request.participant_identity))
         if phone is None or phone.gone.is_set():
             raise TwirpError("not_found", "participant does not exist")

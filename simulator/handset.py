@@ -22,13 +22,18 @@ BLOCK = SAMPLE_RATE // 100  # levels are kept per 10 ms
 LOUD = 150.0  # RMS of 16-bit samples (-47 dBFS): well over line noise, under the quietest speech
 _LEAST_BLOCKS = 3  # a sound shorter than 30 ms is a click
 _CONTEXT = 2 * BLOCK  # what a band filter may look at on either side
+_JITTER_BUFFER_MS = 60.0
 
 TelephoneLine = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class LineQuality:
-    """How bad the line is: share of 20 ms packets lost, delay jitter (ms), noise (peak sample)."""
+    """How bad the line is.
+
+    `loss`: share of 20 ms packets lost. `jitter_ms`: standard deviation of a packet's delay; the
+    receiver waits 60 ms, and what is later than that is lost too. `noise`: its highest sample.
+    """
 
     loss: float = 0.0
     jitter_ms: float = 0.0
@@ -73,7 +78,8 @@ class _Utterance:
     pcm: np.ndarray
     sent: asyncio.Future[None]
     position: int = 0
-    first: int | None = None  # sample of the tape at which it began
+    first: int | None = None  # samples of the tape at which it began and ended
+    last: int = 0
 
 
 class Mouth:
@@ -86,8 +92,8 @@ class Mouth:
         self._random = np.random.default_rng(seed)
         self._last = np.zeros(FRAME, np.int16)
 
-    async def say(self, pcm: np.ndarray) -> int:
-        """Returns, when all of `pcm` is sent, the tape's sample at which it began.
+    async def say(self, pcm: np.ndarray) -> tuple[int, int]:
+        """Returns, when all of `pcm` is sent, where on the tape it began and ended.
 
         Cancelling it falls silent at once.
         """
@@ -99,7 +105,7 @@ class Mouth:
             if utterance in self._queue:
                 self._queue.remove(utterance)
         assert utterance.first is not None
-        return utterance.first
+        return utterance.first, utterance.last
 
     def frame(self, at: int) -> np.ndarray:
         """The next 20 ms, to be sent as sample `at` of the tape."""
@@ -115,10 +121,11 @@ class Mouth:
             current.position += len(piece)
             if current.position >= len(current.pcm):
                 self._queue.popleft()
+                current.last = at + filled
                 if not current.sent.done():
                     current.sent.set_result(None)
-        if self._quality.loss and self._random.random() < self._quality.loss:
-            voice = self._last // 2  # what a receiver plays instead of a lost packet
+        if self._is_lost():
+            voice = self._last // 2  # what a receiver plays instead
         self._last = voice
         self.tape.put(at, voice)
         noise = self._quality.noise
@@ -126,10 +133,9 @@ class Mouth:
         sent: np.ndarray = np.clip(voice.astype(np.int32) + hiss, -32768, 32767).astype(np.int16)
         return sent
 
-    def jitter_s(self) -> float:
-        """How much later than its time the next packet is sent."""
-        worst = self._quality.jitter_ms / 1000
-        return float(self._random.random()) * worst if worst else 0.0
+    def _is_lost(self) -> bool:
+        late = self._random.normal(0.0, self._quality.jitter_ms) > _JITTER_BUFFER_MS
+        return late or bool(self._random.random() < self._quality.loss)
 
 
 class Earpiece:
@@ -142,6 +148,7 @@ class Earpiece:
         self._line = line
         self._mix = Tape()
         self._cursors: dict[object, int] = {}
+        self._lateness: dict[object, deque[int]] = {}
         self._arrivals: dict[object, float] = {}
         self._settled = 0  # samples judged so far; nothing is judged twice
         self._run = 0
@@ -149,15 +156,7 @@ class Earpiece:
     def hear(self, source: object, pcm: np.ndarray, arrived: float | None = None) -> None:
         """`pcm` of one track, whose last sample came at monotonic time `arrived` (now)."""
         now = time.monotonic() if arrived is None else arrived
-        at = max(0, round((now - self._started) * SAMPLE_RATE) - len(pcm))
-        cursor = self._cursors.get(source)
-        if cursor is not None:
-            # Frames come in bursts when this process was busy: only what is far too late was lost,
-            # and only what is early shows that the first frame had been late.
-            late = at - cursor
-            is_silent = not np.any(np.abs(pcm) > LOUD)
-            if not (late > SAMPLE_RATE // 5 or (late < -BLOCK // 2 and is_silent)):
-                at = cursor
+        at = self._place(source, pcm, now)
         self._mix.add(at, pcm)
         self._cursors[source] = at + len(pcm)
         self._arrivals[source] = now
@@ -165,8 +164,8 @@ class Earpiece:
 
     def leave(self, source: object) -> None:
         """That track has ended."""
-        self._cursors.pop(source, None)
-        self._arrivals.pop(source, None)
+        for kept in (self._cursors, self._arrivals, self._lateness):
+            kept.pop(source, None)
 
     def first_sound(self, since: float) -> float | None:
         """When sound was first heard at or after `since`."""
@@ -180,6 +179,22 @@ class Earpiece:
     def flush(self) -> None:
         """Judge what still waits for samples that will not come."""
         self._judge(self._mix.length)
+
+    def _place(self, source: object, pcm: np.ndarray, arrived: float) -> int:
+        """The sample at which `pcm` belongs: right after the track's last one.
+
+        When this process is busy, frames come late and then in a burst, which moves nothing. If
+        they are early, the first had been late; if they stay late for a second, some were lost.
+        """
+        at = max(0, round((arrived - self._started) * SAMPLE_RATE) - len(pcm))
+        cursor = self._cursors.setdefault(source, at)
+        lateness = self._lateness.setdefault(source, deque(maxlen=25))
+        lateness.append(at - cursor)
+        is_early = at < cursor - BLOCK // 2 and not np.any(np.abs(pcm) > LOUD)
+        if is_early or (len(lateness) == 25 and min(lateness) > SAMPLE_RATE // 20):
+            lateness.clear()
+            return at
+        return cursor
 
     def _settle(self, now: float) -> None:
         live = [

@@ -103,9 +103,9 @@ def check_interfaces() -> None:
 def _config(port: int, udp_port: int, key: str, secret: str) -> str:
     """The server's configuration; JSON, which is YAML.
 
-    `tcp_port` would listen on all interfaces, whatever `bind_addresses` says. Without `stun_servers`
-    clients are sent to public ones; were it the server's own `udp_port`, clients would take its
-    media packets for a STUN server's and never connect; on the discard port nobody answers.
+    `tcp_port` would listen on all interfaces, whatever `bind_addresses` says. Without
+    `stun_servers` clients go to public ones; with the server's own `udp_port` there they never
+    connect by UDP (media is taken for STUN); on the discard port nobody answers, as it should be.
     """
     return json.dumps(
         {

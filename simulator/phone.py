@@ -177,13 +177,13 @@ class Phone:
         pcm = what if isinstance(what, np.ndarray) else await self._spoken(text, voice)
         if self._line and len(pcm):
             pcm = self._line(pcm)
-        first = await self._unless_gone(self.mouth.say(pcm))
-        last = self.started + (first + len(pcm)) / SAMPLE_RATE
-        await self._unless_gone(asyncio.sleep(last - time.monotonic()))
+        first, last = await self._unless_gone(self.mouth.say(pcm))
+        sent = self.started + last / SAMPLE_RATE
+        await self._unless_gone(asyncio.sleep(sent - time.monotonic()))
         sound = np.flatnonzero(levels(pcm) > LOUD)
         start, end = (sound[0], sound[-1] + 1) if len(sound) else (0, 0)
-        begun = self.started + first / SAMPLE_RATE
-        said = Said(text, begun + start / 100, begun + end / 100)
+        begun = self.started + first / SAMPLE_RATE + start / 100
+        said = Said(text, begun, sent - max(0.0, len(pcm) / SAMPLE_RATE - end / 100))
         self.said.append(said)
         return said
 
@@ -273,8 +273,8 @@ class Phone:
         for packet in itertools.count(0, PACKETS):
             late = time.monotonic() - (self.started - LEAD_S + packet * FRAME_S)
             if late < 0:
-                await asyncio.sleep(-late + self.mouth.jitter_s())
-            elif late > 0.2:  # this process stood still: what should have been sent is lost
+                await asyncio.sleep(-late)
+            elif late > LEAD_S:  # this process stood still: the voice goes on after a gap
                 continue
             frames = [self.mouth.frame((packet + n) * FRAME) for n in range(PACKETS)]
             sound = np.concatenate(frames)
@@ -290,7 +290,9 @@ class Phone:
         )
         try:
             async for event in stream:
-                if not self._is_muted:
+                if self._is_muted:
+                    self.ear.leave(track.sid)
+                else:
                     self._take(track.sid, np.frombuffer(event.frame.data, np.int16))
         finally:
             self.ear.leave(track.sid)

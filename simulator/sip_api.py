@@ -83,7 +83,7 @@ class SipApi:
         try:
             return self._verifier.verify(token)
         except Exception:  # PyJWT has a dozen, and each means that this is no token
-            raise TwirpError("unauthenticated", "invalid token") from None
+            raise web.HTTPUnauthorized(text="invalid token") from None
 
 
 def _check(claims: Claims, name: str, message: Message) -> None:

@@ -122,7 +122,7 @@ async def trunk(livekit: api.LiveKitAPI) -> str:
 
 def request(trunk_id: str, **more: Any) -> api.CreateSIPParticipantRequest:
     ring = more.pop("ring", 2)
-    values = {
+    values: dict[str, Any] = {
         "sip_trunk_id": trunk_id,
         "sip_call_to": NUMBER,
         "room_name": "out",

@@ -82,7 +82,8 @@ async def test_json_is_understood_and_tokens_are_checked(network: PhoneNetwork, 
         url = f"{base}/twirp/livekit.SIP/{method}"
         async with aiohttp.ClientSession() as http:
             answer = await http.post(url, headers=headers, json=body)
-            return answer.status, await answer.json()
+            is_json = answer.content_type == "application/json"
+            return answer.status, await (answer.json() if is_json else answer.text())
 
     def token(key_secret: str = secret, **grants: bool) -> str:
         made = api.AccessToken(network.livekit.key, key_secret)
@@ -92,14 +93,13 @@ async def test_json_is_understood_and_tokens_are_checked(network: PhoneNetwork, 
     dialled = await post(token(call=True), "CreateSIPParticipant", {"sip_trunk_id": "ST_x"})
     refusals = [
         await post(None, "ListSIPOutboundTrunk", {}),
-        await post(
-            token("another secret, long enough to be one", admin=True), "ListSIPOutboundTrunk", {}
-        ),
         await post(token(call=True), "ListSIPOutboundTrunk", {}),
         await post(token(admin=True), "CreateSIPParticipant", {}),
     ]
 
     assert listed[0] == 200 and listed[1]["items"][0]["sip_trunk_id"] == trunk
     assert (dialled[0], dialled[1]["code"]) == (404, "not_found")
-    assert [(status, body["code"]) for status, body in refusals] == [(401, "unauthenticated")] * 4
+    assert [(status, body["code"]) for status, body in refusals] == [(401, "unauthenticated")] * 3
+    forged = token("another secret, long enough to be one", admin=True)
+    assert await post(forged, "ListSIPOutboundTrunk", {}) == (401, "invalid token")
     assert (await post(token(admin=True), "NoSuchThing", {}))[0] == 404
