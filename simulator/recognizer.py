@@ -1,0 +1,151 @@
+"""One stream of the stand-in speech-to-text, in Deepgram's wire format."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from aiohttp import WSMsgType, web
+
+from simulator import speech
+from simulator.ear import Ear
+from simulator.faults import Behavior
+
+LOUD = 150.0
+QUIET_S = 0.2
+"""Silence that ends a segment."""
+INTERIM_S = 0.4
+LONGEST_GAP_S = 2.0
+"""Silence after which an utterance is not gone on with."""
+LEAD_S = 0.2
+
+
+class Recognizer:
+    """Cuts what it hears at silences and sends what its ear knows of it.
+
+    An utterance may have silences in it: until all its words were heard, a new segment is looked at
+    together with those before it, and only the words that are new are sent.
+    """
+
+    def __init__(
+        self,
+        socket: web.WebSocketResponse,
+        ear: Ear,
+        rate: int,
+        behavior: Behavior,
+        note: Callable[[str, str], None],
+    ) -> None:
+        self._socket = socket
+        self._ear = ear
+        self._rate = rate
+        self._behavior = behavior
+        self._note = note
+        self._audio = np.zeros(0, np.int16)
+        """From shortly before the utterance on, at 16 kHz."""
+        self._is_talking = False
+        self._last_loud = 0.0
+        """Monotonic time of the last loud sample."""
+        self._quiet_s = 0.0
+        self._new_s = 0.0
+        """Audio since the last interim result."""
+        self._sent_words = 0
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Until the other side closes the stream."""
+        async for message in self._socket:
+            if message.type is WSMsgType.BINARY:
+                await self._hear(np.frombuffer(message.data, np.int16))
+            elif message.type is WSMsgType.TEXT:
+                kind = json.loads(message.data).get("type")
+                if kind == "Finalize" and self._is_talking:
+                    self._end_segment()
+                if kind == "CloseStream":
+                    break
+        for task in self._sending:
+            task.cancel()
+        await self._socket.close()
+
+    async def _hear(self, pcm: np.ndarray) -> None:
+        pcm = speech.resample(pcm, self._rate, speech.RATE)
+        seconds = len(pcm) / speech.RATE
+        self._audio = np.concatenate([self._audio, pcm])
+        if np.sqrt(np.mean(pcm.astype(np.float32) ** 2)) > LOUD:
+            self._last_loud = time.monotonic()
+            self._quiet_s = 0.0
+            if not self._is_talking:
+                self._is_talking = True
+                self._new_s = 0.0
+                await self._send({"type": "SpeechStarted", "channel": [0, 1], "timestamp": 0.0})
+        else:
+            self._quiet_s += seconds
+        if self._is_talking:
+            self._new_s += seconds
+            if self._quiet_s >= QUIET_S:
+                self._end_segment()
+            elif self._new_s >= INTERIM_S:
+                self._new_s = 0.0
+                await self._interim()
+        elif self._quiet_s > LONGEST_GAP_S or not self._sent_words:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Keep only the lead that a next utterance may begin in."""
+        self._audio = self._audio[-round(LEAD_S * speech.RATE) :]
+        self._sent_words = 0
+
+    async def _interim(self) -> None:
+        heard = self._ear.hear(self._trimmed(), min_score=0.55)
+        if heard.text and (words := heard.text.split()[self._sent_words :]):
+            await self._result(" ".join(words), is_final=False)
+
+    def _end_segment(self) -> None:
+        self._is_talking = False
+        heard = self._ear.hear(self._trimmed(), whole=not self._sent_words)
+        words = (heard.text or "").split()[self._sent_words :]
+        is_whole = heard.cover >= 0.9
+        self._note("stt", f"{' '.join(words)} (score {heard.score:.2f})")
+        if words:
+            task = asyncio.ensure_future(self._final(" ".join(words), self._last_loud))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+        self._sent_words += len(words)
+        if is_whole or not heard.text:
+            self._forget()
+
+    def _trimmed(self) -> np.ndarray:
+        """What was heard so far, without the silence at its end."""
+        return self._audio[: len(self._audio) - round(self._quiet_s * speech.RATE) or None]
+
+    async def _final(self, words: str, spoken_until: float) -> None:
+        wait = spoken_until + self._behavior.delay.seconds() - time.monotonic()
+        await asyncio.sleep(max(0.0, wait))
+        await self._result(words, is_final=True)
+
+    async def _result(self, text: str, *, is_final: bool) -> None:
+        words = [
+            {"word": w, "punctuated_word": w, "start": 0.0, "end": 0.1, "confidence": 0.95}
+            for w in text.split()
+        ]
+        alternative = {"transcript": text, "confidence": 0.95, "words": words, "languages": ["en"]}
+        await self._send(
+            {
+                "type": "Results",
+                "is_final": is_final,
+                "speech_final": is_final,
+                "from_finalize": False,
+                "start": 0.0,
+                "duration": 1.0,
+                "channel_index": [0, 1],
+                "metadata": {"request_id": "stand-in", "model_info": {}},
+                "channel": {"alternatives": [alternative]},
+            }
+        )
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if not self._socket.closed:
+            await self._socket.send_json(message)
