@@ -1,0 +1,469 @@
+"""What is known about callers, kept by Mem0 and learned by work that outlives the call."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+import os
+import re
+import sqlite3
+import threading
+import uuid
+import zlib
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from dbos._error import DBOSException
+from openai import OpenAI, OpenAIError
+from qdrant_client import QdrantClient
+from qdrant_client.http.exceptions import ApiException
+from qdrant_client.models import (
+    FieldCondition,
+    Filter,
+    FilterSelector,
+    HasIdCondition,
+    MatchValue,
+)
+from sqlalchemy.exc import SQLAlchemyError
+
+from config import Settings
+from durable import Durable
+from records import Records, RecordsUnavailable, Work
+
+logger = logging.getLogger(__name__)
+
+MAX_FACTS = 20
+MAX_FOUND = 5
+MAX_LISTED = 10_000
+HASHED_DIMENSIONS = 512
+EMBEDDING_DIMENSIONS = 1536
+LEARN_TIMEOUT_S = 30.0
+EMBED_TIMEOUT_S = 3.0
+STORE_TIMEOUT_S = 5
+COLLECTIONS = "memories_"
+
+INSTRUCTIONS = (
+    "The messages are the words of one telephone caller. Keep only lasting facts about the caller "
+    "that will help in later calls. Never keep card numbers, passwords, PINs or security codes."
+)
+
+
+class LearningFailed(Exception):
+    """A model did not do its part; the work is to be tried again."""
+
+
+class Memory:
+    """Callers' memories: one process owns the store and does the work, all read and add."""
+
+    def __init__(self, settings: Settings, records: Records) -> None:
+        self._settings = settings
+        self._records = records
+        self._durable = Durable(settings)
+        self._store: Store | None = None
+        self._is_running = False
+        self._tending = threading.Lock()
+
+    def start(self) -> None:
+        """Own the store and take up unfinished work, unless another process does."""
+        self.tend()
+
+    def tend(self) -> None:
+        """Take over from an owner that died, and bring waiting work to the queue."""
+        with self._tending:
+            try:
+                if not self._durable.own():
+                    self._stop()
+                    return
+                if not self._is_running:
+                    self._run()
+                self._durable.tend([work.id for work in self._records.pending_work()])
+            except (RecordsUnavailable, SQLAlchemyError, DBOSException) as error:
+                logger.warning("memory work waits: %s", type(error).__name__)
+
+    def _run(self) -> None:
+        try:
+            self._store = Store(self._settings)
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            sqlite3.Error,
+            OpenAIError,
+            ApiException,
+        ) as error:
+            logger.warning("the memory store can't be opened: %s", type(error).__name__)
+            return
+        self._is_running = True
+        self._durable.launch(self.work)
+
+    def _stop(self) -> None:
+        self._durable.halt()
+        self._is_running = False
+        if self._store:
+            self._store.close()
+            self._store = None
+
+    def close(self) -> None:
+        with self._tending:
+            self._stop()
+            self._durable.close()
+
+    def known(self, number: str) -> list[str]:
+        """What is known about a caller, oldest first. Raises RecordsUnavailable, as all below."""
+        if self._records.pending_forget(number):
+            return []
+        return self._records.facts(number)
+
+    def search(self, number: str, topic: str) -> list[str]:
+        """What is known about a caller on a topic, best first."""
+        facts = self.known(number)
+        store = self._store
+        if not facts or store is None:
+            return by_overlap(facts, topic)
+        try:
+            return store.search(number, topic)
+        except (LearningFailed, RuntimeError, ValueError, OpenAIError, ApiException) as error:
+            logger.warning("searched by words only: %s", type(error).__name__)
+            return by_overlap(facts, topic)
+
+    def remember(self, number: str, call_id: str, fact: str) -> None:
+        """Keep a fact that the caller asked to be kept."""
+        self._add(Work(f"remember-{uuid.uuid4().hex}", "remember", call_id, number, [fact]))
+
+    def learn(self, number: str, call_id: str, words: list[str]) -> None:
+        """Learn from what the caller said in a call; once per call."""
+        self._add(Work(f"learn-{call_id}", "learn", call_id, number, words))
+
+    def forget(self, number: str, call_id: str) -> None:
+        """Forget the caller: nothing is known from now on, and all traces are deleted."""
+        work = Work(f"forget-{uuid.uuid4().hex}", "forget", call_id, number, [])
+        # The wish is committed first: whatever dies next, it is carried out.
+        self._records.add_work(work)
+        for other in self._records.pending_work():
+            if other.number == number and other.kind != "forget":
+                self._records.remove_work(other.id)
+        self._records.set_facts(number, [])
+        self._durable.enqueue(work.id)
+
+    def _add(self, work: Work) -> None:
+        self._records.add_work(work)
+        self._durable.enqueue(work.id)
+
+    def work(self, work_id: str) -> None:
+        """Do one piece of work; it may have been begun before, or cancelled."""
+        work = self._records.work(work_id)
+        if work is None:
+            return
+        store = self._store
+        if store is None:
+            raise LearningFailed("the store is closed")
+        if work.kind == "forget":
+            store.forget(work.number)
+            self._forgotten(work)
+            return
+        store.learn(work) if work.kind == "learn" else store.remember(work)
+        self._records.set_facts(work.number, store.facts(work.number))
+        self._records.remove_work(work.id)
+
+    def _forgotten(self, work: Work) -> None:
+        later = [w for w in self._records.pending_work() if w.number == work.number]
+        if [w.id for w in later] == [work.id]:
+            self._records.forget(work.number)
+        else:
+            self._records.set_facts(work.number, [])
+            self._records.remove_work(work.id)
+
+
+class Store:
+    """Mem0 with its vectors in an embedded Qdrant, or in a Qdrant server."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._infers = settings.has_memory_model
+        self._lock = threading.RLock()
+        self._mem0 = _open_mem0(settings)
+        self._client: Any = self._mem0.vector_store.client
+        if not settings.qdrant_url:
+            self._erase_deleted()
+            # An embedded Qdrant's arrays diverge when threads use it at once; a lock around all
+            # of Mem0 would be held during model calls.
+            self._mem0.vector_store = Locked(self._mem0.vector_store, self._lock)
+        self._extracted: list[str] = []
+        self._generate = self._mem0.llm.generate_response
+        self._mem0.llm.generate_response = self._extract
+
+    def _erase_deleted(self) -> None:
+        """SQLite would leave deleted memories readable in the file."""
+        for collection in self._client._client.collections.values():
+            collection.storage.storage.execute("PRAGMA secure_delete=ON")
+
+    def close(self) -> None:
+        with self._lock:
+            self._mem0.close()
+            self._client.close()
+
+    def search(self, number: str, topic: str) -> list[str]:
+        found = self._mem0.search(topic, filters={"user_id": number}, top_k=MAX_FOUND)
+        return [str(memory["memory"]) for memory in found["results"]]
+
+    def remember(self, work: Work) -> None:
+        self._delete(work.number, work_id=work.id)
+        self._keep(work, work.content)
+
+    def learn(self, work: Work) -> None:
+        self._delete(work.number, work_id=work.id)
+        if self._infers:
+            self._infer(work)
+        else:
+            self._keep(work, statements(work.content))
+
+    def _keep(self, work: Work, facts: Iterable[str]) -> None:
+        known = self._of_call(work)
+        for fact in facts:
+            if not any(repeats(fact, other) for other in known):
+                self._add(work, [fact], infer=False)
+                known.append(fact)
+
+    def _infer(self, work: Work) -> None:
+        known = self._of_call(work)
+        for memory in self._add(work, work.content, infer=True):
+            if any(repeats(memory["memory"], other) for other in known):
+                self._delete(work.number, id=memory["id"])
+
+    def _add(self, work: Work, words: list[str], *, infer: bool) -> list[dict[str, str]]:
+        self._extracted = []
+        messages = [{"role": "user", "content": said} for said in words]
+        metadata = {"call_id": work.call_id, "work_id": work.id}
+        try:
+            added = self._mem0.add(
+                messages, user_id=work.number, metadata=metadata, infer=infer, prompt=INSTRUCTIONS
+            )
+        finally:
+            self._purge_messages()
+        stored = {payload["data"] for payload in self._payloads(work.number)}
+        # Mem0 skips what it could not embed, and says nothing.
+        if not stored.issuperset(self._extracted):
+            raise LearningFailed("not all that was learned is stored")
+        return list(added["results"])
+
+    def _extract(self, *args: Any, **kwargs: Any) -> str:
+        """Mem0 takes a reply that is no JSON for one without facts: the call would be lost."""
+        reply: str = self._generate(*args, **kwargs) or ""
+        try:
+            memories = json.loads(reply[reply.find("{") : reply.rfind("}") + 1])["memory"]
+            self._extracted = [memory["text"] for memory in memories if memory.get("text")]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise LearningFailed("the model's reply can't be read") from None
+        return reply
+
+    def _purge_messages(self) -> None:
+        """Mem0 keeps the last messages, and would give them to the model next time."""
+        with self._mem0.db._lock:
+            self._mem0.db.connection.execute("DELETE FROM messages")
+            self._mem0.db.connection.execute("DELETE FROM history")
+            self._mem0.db.connection.commit()
+
+    def _of_call(self, work: Work) -> list[str]:
+        return [
+            payload["data"]
+            for payload in self._payloads(work.number)
+            if payload["call_id"] == work.call_id
+        ]
+
+    def facts(self, number: str) -> list[str]:
+        """The latest memories of a caller, oldest first, each once."""
+        latest = [payload["data"] for payload in self._payloads(number)]
+        once = {" ".join(fact.lower().split()): fact for fact in reversed(latest)}
+        return list(reversed(list(once.values())[:MAX_FACTS]))
+
+    def forget(self, number: str) -> None:
+        self._delete(number)
+
+    def _payloads(self, number: str) -> list[dict[str, Any]]:
+        """All memories of a caller, oldest first, also those of embedders used before."""
+        found = []
+        with self._lock:
+            for name in self._collections():
+                points, _ = self._client.scroll(
+                    name, scroll_filter=_matching(user_id=number), limit=MAX_LISTED
+                )
+                found += [point.payload for point in points if "call_id" in point.payload]
+        return sorted(found, key=lambda payload: datetime.fromisoformat(payload["created_at"]))
+
+    def _delete(self, number: str, *, id: str = "", **fields: str) -> None:
+        wanted = _matching(user_id=number, **fields)
+        if id:
+            wanted.must = [HasIdCondition(has_id=[id])]
+        with self._lock:
+            for name in self._collections():
+                self._client.delete(name, points_selector=FilterSelector(filter=wanted))
+
+    def _collections(self) -> list[str]:
+        names = [c.name for c in self._client.get_collections().collections]
+        return [name for name in names if name.startswith(COLLECTIONS)]
+
+
+def _matching(**fields: str) -> Filter:
+    return Filter(
+        must=[FieldCondition(key=key, match=MatchValue(value=v)) for key, v in fields.items()]
+    )
+
+
+def _open_mem0(settings: Settings) -> Any:
+    # Mem0 reads these when it is imported: it would phone home and write to the home directory,
+    # and a key of OpenRouter would send callers' words there.
+    os.environ["MEM0_TELEMETRY"] = "False"
+    os.environ["MEM0_DIR"] = str(settings.data_dir.absolute() / "mem0")
+    os.environ.pop("OPENROUTER_API_KEY", None)
+    logging.getLogger("mem0").setLevel(logging.ERROR)
+    mem0 = importlib.import_module("mem0")
+    factory = importlib.import_module("mem0.utils.factory")
+
+    factory.EmbedderFactory.provider_to_class["huggingface"] = (
+        f"{__name__}.{HashedEmbedder.__name__}"
+    )
+    key, url = settings.openai_api_key or "none", settings.openai_base_url
+    model = {"model": settings.memory_model, "api_key": key, "openai_base_url": url}
+    opened = mem0.Memory.from_config(
+        {
+            "vector_store": {"provider": "qdrant", "config": _vector_store(settings)},
+            "embedder": _embedder(settings),
+            "llm": {"provider": "openai", "config": model},
+            "history_db_path": ":memory:",
+        }
+    )
+    client = OpenAI(api_key=key, base_url=url, timeout=LEARN_TIMEOUT_S, max_retries=0)
+    opened.llm.client = client
+    if settings.has_embeddings:
+        opened.embedding_model.client = client.with_options(timeout=EMBED_TIMEOUT_S)
+    return opened
+
+
+def _embedder(settings: Settings) -> dict[str, Any]:
+    if not settings.has_embeddings:
+        return {"provider": "huggingface", "config": {}}
+    config = {
+        "model": settings.embedding_model,
+        "api_key": settings.openai_api_key,
+        "openai_base_url": settings.openai_base_url,
+    }
+    return {"provider": "openai", "config": config}
+
+
+def _vector_store(settings: Settings) -> dict[str, Any]:
+    name = settings.embedding_model if settings.has_embeddings else "hashed"
+    config: dict[str, Any] = {
+        "collection_name": COLLECTIONS + re.sub(r"\W+", "_", name),
+        "embedding_model_dims": (
+            EMBEDDING_DIMENSIONS if settings.has_embeddings else HASHED_DIMENSIONS
+        ),
+    }
+    if not settings.qdrant_url:
+        return config | {"path": str(settings.data_dir / "memories"), "on_disk": True}
+    key = settings.qdrant_api_key or None
+    client = QdrantClient(url=settings.qdrant_url, api_key=key, timeout=STORE_TIMEOUT_S)
+    return config | {"client": client}
+
+
+class Locked:
+    """A vector store that one thread at a time may use."""
+
+    def __init__(self, store: Any, lock: threading.RLock) -> None:
+        self._store = store
+        self._lock = lock
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                return found(*args, **kwargs)
+
+        return call if callable(found) and name != "client" else found
+
+
+class HashedEmbedder:
+    """Embeds words and their parts by hash: likeness of wording, without a model."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def embed(self, text: str, memory_action: str | None = None) -> list[float]:
+        vector = [0.0] * HASHED_DIMENSIONS
+        for word in _words(text):
+            padded = f"<{word}>"
+            for part in {padded, *(padded[i : i + 4] for i in range(len(padded) - 3))}:
+                hashed = zlib.crc32(part.encode())
+                vector[hashed % HASHED_DIMENSIONS] += 1.0 if hashed & 0x80000000 else -1.0
+        length = math.hypot(*vector)
+        return [x / length for x in vector] if length else [1.0, *vector[1:]]
+
+    def embed_batch(self, texts: list[str], memory_action: str = "add") -> list[list[float]]:
+        return [self.embed(text, memory_action) for text in texts]
+
+
+_EMPTY = frozenset(
+    re.findall(
+        r"\S+",
+        "a an the this that these those i i'm i've me my mine we we're we've our us you your he "
+        "she they it its is am are was were be been has have had do does did to of in on at for "
+        "and or with please caller caller's customer customer's user user's what about",
+    )
+)
+_NEGATIONS = frozenset({"not", "no", "never", "don't", "doesn't", "isn't", "can't", "without"})
+_LEAD_IN = re.compile(
+    r"(?:(?:by the way|oh|um+|uh+|erm?|well|so|yes|yeah|hi|hello|hey|okay|ok|and|but|also|"
+    r"actually|look|listen|you know|just so you know|for the record|please note|note that|"
+    r"please remember|remember)\b(?: that\b)?[\s,:.!-]*)+",
+    re.IGNORECASE,
+)
+_ABOUT_ME = re.compile(
+    r"(?:my\b.*\b(?:is|are|was|has|have)\b|(?:i am|i'm|we are|we're)\b|"
+    r"(?:i|we)(?: have|'ve|(?: \w+)? (?:live|work|prefer|use|own))\b)",
+    re.IGNORECASE,
+)
+_REQUEST = re.compile(
+    r"\b(?:i|we)(?:'m| am|'re| are|'d| would|'ve been| have been)?(?: just| really| also)? "
+    r"(?:want|need|like|call|look|try|wonder|hop|ring|phon|ask|going|sorry|afraid|fine|good|ok|"
+    r"sure|not sure|here|done|have to|have a question|had)\w*\b",
+    re.IGNORECASE,
+)
+_SECRET = re.compile(
+    r"\b(?:card|cvv|cvc|pin|password|passcode|security code)\b|(?:\d[ -]?){13}", re.I
+)
+
+
+def statements(words: Iterable[str]) -> list[str]:
+    """What a caller said about themselves that lasts: no questions, requests or secrets."""
+    found = []
+    for said in words:
+        for sentence in re.split(r"(?<=[.!?])\s+", said.replace("\u2019", "'")):
+            stripped = _LEAD_IN.sub("", sentence.strip(), count=1) if sentence else ""
+            if (
+                _ABOUT_ME.match(stripped)
+                and not stripped.endswith("?")
+                and not _REQUEST.match(stripped)
+                and not _SECRET.search(stripped)
+            ):
+                found.append(stripped[0].upper() + stripped[1:])
+    return found
+
+
+def _words(text: str) -> list[str]:
+    words = re.findall(r"[\w']+", text.lower().replace("\u2019", "'"))
+    telling = [word for word in words if word not in _EMPTY]
+    return [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in telling]
+
+
+def repeats(one: str, other: str) -> bool:
+    """Whether one says no more than the other, whoever says it of whom."""
+    a, b = set(_words(one)), set(_words(other))
+    return bool(a and b) and (a <= b or b <= a) and a & _NEGATIONS == b & _NEGATIONS
+
+
+def by_overlap(facts: list[str], topic: str) -> list[str]:
+    """Facts, those that share most words with the topic first."""
+    wanted = set(_words(topic))
+    return sorted(facts, key=lambda fact: -len(wanted & set(_words(fact))))
