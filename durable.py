@@ -140,6 +140,11 @@ class Durable:
         for id in waiting - (known.keys() - set(over)):
             self.enqueue(id)
 
+    def ids(self) -> set[str]:
+        """The ids of all work in the queue, done or not, that is not purged yet."""
+        client = self._reach()
+        return {status.workflow_id for status in self._list(client)} if client else set()
+
     def _list(self, client: DBOSClient) -> list[Any]:
         return client.list_workflows(name=WORKFLOW, load_input=False, load_output=False)
 

@@ -27,6 +27,7 @@ from qdrant_client.models import (
     HasIdCondition,
     MatchValue,
 )
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from config import Settings
@@ -163,10 +164,14 @@ class Memory:
         if work.kind == "forget":
             store.forget(work.number)
             self._forgotten(work)
-            return
-        store.learn(work) if work.kind == "learn" else store.remember(work)
-        self._records.set_facts(work.number, store.facts(work.number))
-        self._records.remove_work(work.id)
+        else:
+            store.learn(work) if work.kind == "learn" else store.remember(work)
+            self._records.set_facts(work.number, store.facts(work.number))
+            self._records.remove_work(work.id)
+        if self._records.engine.dialect.name == "sqlite":
+            # What was said would stay readable in the write-ahead log.
+            with self._records.engine.connect() as connection:
+                connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
 
     def _forgotten(self, work: Work) -> None:
         later = [w for w in self._records.pending_work() if w.number == work.number]
@@ -390,9 +395,9 @@ class HashedEmbedder:
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def embed(self, text: str, memory_action: str | None = None) -> list[float]:
+    def embed(self, words: str, memory_action: str | None = None) -> list[float]:
         vector = [0.0] * HASHED_DIMENSIONS
-        for word in _words(text):
+        for word in _words(words):
             padded = f"<{word}>"
             for part in {padded, *(padded[i : i + 4] for i in range(len(padded) - 3))}:
                 hashed = zlib.crc32(part.encode())
@@ -401,7 +406,7 @@ class HashedEmbedder:
         return [x / length for x in vector] if length else [1.0, *vector[1:]]
 
     def embed_batch(self, texts: list[str], memory_action: str = "add") -> list[list[float]]:
-        return [self.embed(text, memory_action) for text in texts]
+        return [self.embed(words) for words in texts]
 
 
 _EMPTY = frozenset(
@@ -414,7 +419,7 @@ _EMPTY = frozenset(
 )
 _NEGATIONS = frozenset({"not", "no", "never", "don't", "doesn't", "isn't", "can't", "without"})
 _LEAD_IN = re.compile(
-    r"(?:(?:by the way|oh|um+|uh+|erm?|well|so|yes|yeah|hi|hello|hey|okay|ok|and|but|also|"
+    r"\A(?:(?:by the way|oh|um+|uh+|erm?|well|so|yes|yeah|hi|hello|hey|okay|ok|and|but|also|"
     r"actually|look|listen|you know|just so you know|for the record|please note|note that|"
     r"please remember|remember)\b(?: that\b)?[\s,:.!-]*)+",
     re.IGNORECASE,
@@ -451,8 +456,8 @@ def statements(words: Iterable[str]) -> list[str]:
     return found
 
 
-def _words(text: str) -> list[str]:
-    words = re.findall(r"[\w']+", text.lower().replace("\u2019", "'"))
+def _words(said: str) -> list[str]:
+    words = re.findall(r"[\w']+", said.lower().replace("\u2019", "'"))
     telling = [word for word in words if word not in _EMPTY]
     return [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in telling]
 
