@@ -29,6 +29,10 @@ BEEP_LIMIT_S = 5.0
 """Silence after a recorded greeting before a message is left without a beep (beeps: 0.3-4 s)."""
 UNFINISHED_S = 1.6
 """Wait for the rest of an utterance whose words break off."""
+OPEN_S = 1.1
+"""Least wait after words that neither break off nor end a sentence."""
+FINISHED_S = 0.6
+"""Longest wait after a whole sentence."""
 WARNING_S = 60.0
 """How long before the time limit the caller is warned, on calls long enough for it."""
 
@@ -95,7 +99,8 @@ def judge_turns_by_words(session: Session, u: Userdata) -> None:
     to know") are waited for whatever it says; a whole sentence is not waited for long.
     """
     patient, quick = u.settings.max_endpointing_delay_s, u.settings.min_endpointing_delay_s
-    middle = min(patient, max(quick, 0.6))
+    brief = min(patient, max(quick, FINISHED_S))
+    open_ended = min(patient, max(quick, OPEN_S))
 
     @session.on("user_input_transcribed")
     def _(event: UserInputTranscribedEvent) -> None:
@@ -104,9 +109,9 @@ def judge_turns_by_words(session: Session, u: Userdata) -> None:
         if prompts.sounds_unfinished(event.transcript):
             least, most = max(UNFINISHED_S, patient), max(UNFINISHED_S, patient)
         elif prompts.sounds_finished(event.transcript):
-            least, most = quick, middle
+            least, most = quick, brief
         else:
-            least, most = middle, patient
+            least, most = open_ended, patient
         session.update_options(endpointing_opts={"min_delay": least, "max_delay": most})
 
 

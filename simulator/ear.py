@@ -28,12 +28,40 @@ class Heard:
     cover: float
 
 
+@dataclass(frozen=True)
+class Found:
+    """A known utterance in a recording: where (s), how alike, and the share that came through."""
+
+    text: str
+    start_s: float
+    end_s: float
+    score: float
+    cover: float
+
+
 class Ear:
     """Thread-safe; `learn` before it is spoken, then `hear`."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], np.ndarray] = {}
         self._lock = threading.Lock()
+
+    def transcribe(self, pcm16k: np.ndarray, min_score: float = 0.7) -> list[Found]:
+        """The known utterances in a longer recording, in the order in which they were spoken."""
+        with self._lock:
+            known = list(self._known.items())
+        fine = features(pcm16k, _HOP // 2)
+        candidates = [
+            found
+            for (text, _), template in known
+            for found in _places(text, template, fine, min_score)
+        ]
+        chosen: list[Found] = []
+        for found in sorted(candidates, key=lambda f: -f.score * (f.end_s - f.start_s)):
+            middle = (found.start_s + found.end_s) / 2
+            if not any(c.start_s < middle < c.end_s or _encloses(found, c) for c in chosen):
+                chosen.append(found)
+        return sorted(chosen, key=lambda f: f.start_s)
 
     def learn(self, text: str, pcm16k: np.ndarray) -> None:
         """Know an utterance: its words and how it sounds."""
@@ -87,10 +115,43 @@ def _match(heard: np.ndarray, template: np.ndarray) -> tuple[float, float]:
     return best
 
 
-def features(pcm16k: np.ndarray) -> np.ndarray:
+def _encloses(outer: Found, inner: Found) -> bool:
+    return outer.start_s < (inner.start_s + inner.end_s) / 2 < outer.end_s
+
+
+def _places(text: str, template: np.ndarray, fine: np.ndarray, min_score: float) -> list[Found]:
+    """Where a template lies in features of half its hop; repeats are found as well."""
+    size = len(template)
+    if size < _FEWEST or len(fine) < 2 * size:
+        return []
+    windows = np.lib.stride_tricks.sliding_window_view(fine, 2 * size, axis=0)[:, :, ::2]
+    flat = windows.transpose(0, 2, 1).reshape(len(windows), -1)
+    wanted = template.ravel() - template.mean()
+    spread = np.sqrt(size * _BANDS) * flat.std(axis=1) + 1e-9
+    scores = (flat @ wanted) / (np.linalg.norm(wanted) * spread)
+    scores[flat.mean(axis=1) < template.mean() - 4] = 0  # silence is like anything
+    found = []
+    while len(scores) and (best := int(np.argmax(scores))) >= 0 and scores[best] >= min_score:
+        there = flat[best].reshape(template.shape)
+        start = best * _HOP / 2 / RATE
+        end = start + size * _HOP / RATE
+        found.append(Found(text, start, end, float(scores[best]), _came_through(there, template)))
+        scores[max(0, best - size) : best + size] = 0
+    return found
+
+
+def _came_through(heard: np.ndarray, template: np.ndarray) -> float:
+    """The share of the template's sounding frames that are as loud in what was heard."""
+    sounding = template.mean(axis=1) > template.mean() - template.std() / 2
+    gap = template.mean(axis=1) - heard.mean(axis=1)
+    usual = np.median(gap[sounding])
+    return float(np.mean(gap[sounding] < usual + 3.0))
+
+
+def features(pcm16k: np.ndarray, hop: int = _HOP) -> np.ndarray:
     """(hops, bands): log-mel energies above a floor that line noise stays under."""
     padded = np.pad(pcm16k.astype(np.float32), (0, max(0, _FRAME - len(pcm16k))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, _FRAME)[::_HOP]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, _FRAME)[::hop]
     spectrum = np.abs(np.fft.rfft(frames * np.hanning(_FRAME).astype(np.float32))) ** 2
     return np.asarray(np.log(spectrum @ _mel_bands().T + 1e6), np.float32)
 

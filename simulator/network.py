@@ -22,6 +22,7 @@ from simulator.phone import Announce, Phone
 from simulator.proxy import Proxy
 from simulator.routing import HOSTNAME, Route, direct_route, find_route
 from simulator.sip_api import SipApi, SipRequest
+from simulator.speech import telephone_line
 from simulator.trunks import Trunks
 
 __all__ = ["Line", "LineQuality", "NotRouted", "Phone", "PhoneNetwork", "SipRequest"]
@@ -34,7 +35,8 @@ class NotRouted(Exception):
 class PhoneNetwork:
     """`await start()`; then dial in with `dial`, or say in `lines` what dialled numbers do.
 
-    `calls` has every phone of both directions in the order in which they were dialled.
+    `calls` has every phone of both directions, as they were dialled; `line` is what all speech
+    passes on its way in and out.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class PhoneNetwork:
         port: int = 0,
         *,
         announce: Announce | None = None,
-        line: TelephoneLine | None = None,
+        line: TelephoneLine | None = telephone_line,
         agent_name: str = "customer-support",
     ) -> None:
         self.livekit = livekit
@@ -53,7 +55,7 @@ class PhoneNetwork:
         self.calls: list[Phone] = []
         self.trunks = Trunks()
         self._announce = announce
-        self._line = line
+        self.line = line
         self._bridge = Bridge(self.trunks, self.lines, self._dialled)
         self._sip: SipApi | None = None
         self._dialled_one = asyncio.Event()
@@ -211,9 +213,7 @@ class PhoneNetwork:
         return token.with_identity(identity).with_kind("sip").with_grants(grants)
 
     def _phone(self, number: str, quality: LineQuality | None, voice: str) -> Phone:
-        phone = Phone(
-            number, announce=self._announce, line=self._line, quality=quality, voice=voice
-        )
+        phone = Phone(number, announce=self._announce, line=self.line, quality=quality, voice=voice)
         phone.call_id = f"SCL_{secrets.token_hex(6)}"
         return phone
 

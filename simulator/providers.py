@@ -87,6 +87,7 @@ class StandInProviders:
         self.log.append(Entry(time.monotonic(), service, what))
 
     async def start(self) -> None:
+        await asyncio.to_thread(speech.load)
         app = web.Application(client_max_size=1 << 26)
         app.add_routes(
             [

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from records import CallRow
 from simulator import speech
 from simulator.bridge import Line
+from simulator.ear import Ear
 from simulator.phone import CallOver, Phone
 from simulator.recording import (
     Recording,
     cuts,
-    heard_ratio,
-    heard_words,
     level_db,
     overlap_ms,
     speech_segments,
@@ -190,15 +191,15 @@ class Rehearsal:
         try:
             return await phone.agent_says(left, since=since, quiet_s=QUIET_S)
         except CallOver:
-            heard = self._words(phone)
-            if heard:
-                return since, time.monotonic()
-            raise
+            start = phone.ear.first_sound(since)
+            if start is None:
+                raise
+            return start, time.monotonic()
 
     def _words(self, phone: Phone) -> str:
         ear = self.studio.stand_ins.agent_ear
         pcm = phone.recording().since(self.mark).heard
-        return " ".join(part.text for part in heard_words(pcm, ear) if part.text)
+        return " ".join(found.text for found in ear.transcribe(pcm))
 
     async def _mailbox(self, phone: Phone, step: Step) -> None:
         box = Mailbox.from_seed(self.seed, self.script.dispatch.get("name", ""))
@@ -241,7 +242,7 @@ class Rehearsal:
         if speech_segments(recording.heard):
             sentences = self._sentences(begun, closed)
             ear = self.studio.stand_ins.agent_ear
-            report.heard_ratio = heard_ratio(sentences, recording.heard, ear)
+            report.heard_ratio = heard_share(sentences, recording.heard, ear)
             report.overlap_ms = overlap_ms(recording)
             report.clipped = self._clipped(recording)
             report.level_db = level_db(recording.heard)
@@ -277,6 +278,19 @@ class Rehearsal:
             elif getattr(row, key) != wanted:
                 unmet.append(f"{key} is {getattr(row, key)}, not {wanted}")
         return unmet
+
+
+def heard_share(sentences: list[str], pcm: np.ndarray, ear: Ear) -> float:
+    """The share of the words of `sentences` that came through (1 if there are none)."""
+    left = list(sentences)
+    words = came = 0.0
+    for found in ear.transcribe(pcm):
+        if found.text in left:
+            left.remove(found.text)
+            words += len(found.text.split())
+            came += len(found.text.split()) * found.cover
+    words += sum(len(sentence.split()) for sentence in left)
+    return came / words if words else 1.0
 
 
 def _plain(text: str) -> str:

