@@ -1,0 +1,67 @@
+"""The files around the code say the same as the code."""
+
+import re
+import subprocess
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+
+from config import Settings
+from simulator.livekit_server import VERSION
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_setting_is_in_the_example_with_its_default() -> None:
+    text = (ROOT / ".env.example").read_text()
+    listed = dict(re.findall(r"^(?:# )?([A-Z][A-Z0-9_]+)=(.*)$", text, re.MULTILINE))
+    defaults = {
+        field.name.upper(): "" if field.default is MISSING else str(field.default)
+        for field in fields(Settings)
+    }
+
+    assert {name: value.lower() for name, value in listed.items()} == {
+        name: value.lower() for name, value in defaults.items()
+    }
+
+
+def test_the_example_as_it_is_gives_the_defaults() -> None:
+    text = (ROOT / ".env.example").read_text()
+    given = dict(re.findall(r"^(?:# )?([A-Z][A-Z0-9_]+)=(.*)$", text, re.MULTILINE))
+
+    assert Settings.load(given) == Settings()
+
+
+def test_the_livekit_server_that_is_built_is_the_one_looked_for() -> None:
+    pinned = (ROOT / "simulator" / "livekit-server" / "go.mod").read_text()
+
+    assert f"github.com/livekit/livekit-server v{VERSION} " in pinned
+
+
+@pytest.mark.parametrize("script", ["task", "simulator/livekit-server/build.sh"])
+def test_shell_scripts_are_plain_posix(script: str) -> None:
+    checked = subprocess.run(["sh", "-n", script], cwd=ROOT, capture_output=True, check=False)
+
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_the_launcher_names_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "task").write_text((ROOT / "task").read_text())
+    old = tmp_path / "bin" / "python3"
+    old.parent.mkdir()
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.8.1 || exit 1\n')
+    old.chmod(0o755)
+    (tmp_path / "bin" / "dirname").symlink_to("/usr/bin/dirname")
+
+    run = subprocess.run(
+        ["/bin/sh", str(tmp_path / "task")],
+        env={"PATH": str(old.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert run.returncode == 1
+    assert "Python 3.8.1" in run.stderr
+    assert "apt-get install python3 python3-venv" in run.stderr
