@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -29,14 +30,19 @@ WORKFLOW = "work"
 POLL_S = 0.2
 ATTEMPTS = 3
 RETRY_FAILED_S = 60.0
-CLOSE_S = 5
+CLOSE_S = 5.0
 _OWNER_LOCK = 7_236_452
 """Key of the Postgres advisory lock that the owner holds."""
 
 _FAILED = ["ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
 _do: Callable[[str], None] | None = None
+_busy = threading.Lock()
 _is_registered = False
+
+
+class Halted(Exception):
+    """The process is closing; the next owner does the work."""
 
 
 class Durable:
@@ -160,9 +166,14 @@ class Durable:
 
     def halt(self) -> None:
         """Stop running work, after at most CLOSE_S; what is unfinished stays enqueued."""
+        global _do
         if self._launched:
             self._launched = False
-            DBOS.destroy(workflow_completion_timeout_sec=CLOSE_S)
+            _do = None
+            # DBOS's own wait takes a second even when nothing runs.
+            if _busy.acquire(timeout=CLOSE_S):
+                _busy.release()
+            DBOS.destroy()
 
     def close(self) -> None:
         """Halt, and let another process own the queue."""
@@ -204,8 +215,10 @@ def _register() -> None:
         backoff_rate=2,
     )
     def run(work_id: str) -> None:
-        assert _do
-        _do(work_id)
+        with _busy:
+            if _do is None:
+                raise Halted(work_id)
+            _do(work_id)
 
     @DBOS.workflow(name=WORKFLOW)
     def work(work_id: str) -> None:

@@ -1,0 +1,366 @@
+"""What callers say about themselves is known in later calls, and forgotten when they ask."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import durable
+from config import Settings
+from memory import Memory, repeats, statements
+from records import Records, RecordsUnavailable
+from tests.test_durable import until
+
+ROOT = Path(__file__).parent.parent
+ANNA, BEN = "+15550001111", "+15550002222"
+PROCESS = """
+import sys, threading
+from pathlib import Path
+from config import Settings
+from memory import Memory
+from records import Records
+
+def stuck(number, facts):
+    print("written", flush=True)
+    threading.Event().wait()
+
+settings = Settings(data_dir=Path(sys.argv[1]))
+records = Records(settings.records_url, spool=settings.data_dir / "spool")
+records.migrate()
+if sys.argv[2] == "stuck":
+    records.set_facts = stuck
+memory = Memory(settings, records)
+memory.start()
+print("started", flush=True)
+threading.Event().wait()
+"""
+
+
+class Model:
+    """A tiny OpenAI: extracts `facts` from anything; embeds by length; may be down or held."""
+
+    def __init__(self) -> None:
+        self.facts = ["Lives in Leeds"]
+        self.down: set[str] = set()
+        self.asked: list[str] = []
+        self.held = threading.Event()
+        self.held.set()
+        model = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                kind = self.path.rsplit("/", 1)[-1]
+                model.asked.append(kind)
+                if kind == "completions":
+                    model.held.wait(10)
+                status = 500 if kind in model.down else 200
+                reply = json.dumps(model.reply(kind, body)).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(reply)))
+                self.end_headers()
+                self.wfile.write(reply)
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def reply(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        if kind == "embeddings":
+            vectors = [[1.0, float(len(text))] + [0.0] * 1534 for text in body["input"]]
+            data = [{"index": i, "embedding": v} for i, v in enumerate(vectors)]
+            return {"object": "list", "data": data, "model": "m"}
+        content = json.dumps({"memory": [{"text": fact} for fact in self.facts]})
+        message = {"role": "assistant", "content": content}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        return {"id": "1", "object": "chat.completion", "model": "m", "choices": [choice]}
+
+
+@pytest.fixture
+def model() -> Iterator[Model]:
+    model = Model()
+    yield model
+    model.held.set()
+    model.server.shutdown()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path)
+
+
+@pytest.fixture
+def records(settings: Settings) -> Iterator[Records]:
+    records = Records(settings.records_url, spool=settings.data_dir / "spool")
+    records.migrate()
+    yield records
+    records.dispose()
+
+
+@pytest.fixture
+def memory(settings: Settings, records: Records) -> Iterator[Memory]:
+    memory = Memory(settings, records)
+    memory.start()
+    yield memory
+    memory.close()
+
+
+@pytest.fixture
+def taught(settings: Settings, records: Records, model: Model) -> Iterator[Memory]:
+    """A memory with a model to learn with."""
+    key: dict[str, Any] = {"openai_api_key": "k", "openai_base_url": model.url}
+    memory = Memory(Settings(data_dir=settings.data_dir, **key), records)
+    memory.start()
+    yield memory
+    model.held.set()
+    memory.close()
+
+
+def is_idle(records: Records) -> bool:
+    return not records.pending_work()
+
+
+def traces(folder: Path, words: str) -> list[str]:
+    """The files that hold these words."""
+    found = []
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file() and words.encode() in path.read_bytes():
+                found.append(path.name)
+        except FileNotFoundError:  # a journal, gone since it was listed
+            continue
+    return found
+
+
+def run(settings: Settings, how: str) -> subprocess.Popen[str]:
+    """Another process that owns the memory of these settings."""
+    arguments = [sys.executable, "-c", PROCESS, str(settings.data_dir), how]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
+def test_what_was_said_is_known_later_and_only_that(
+    memory: Memory, records: Records, settings: Settings
+) -> None:
+    memory.remember(ANNA, "1", "The caller's order number is 4471")
+    memory.learn(ANNA, "1", ["Hi, my order number is 4471.", "I live in Leeds. I want Zanzibar!"])
+    memory.learn(BEN, "2", ["I am vegan"])
+    until(lambda: is_idle(records))
+
+    assert memory.known(ANNA) == ["The caller's order number is 4471", "I live in Leeds."]
+    assert memory.known(BEN) == ["I am vegan"]
+    assert memory.search(ANNA, "Which town does she live in?")[0] == "I live in Leeds."
+    assert traces(settings.data_dir, "Leeds")
+    until(lambda: not traces(settings.data_dir, "Zanzibar"))
+
+
+def test_knowing_takes_no_time(memory: Memory, records: Records) -> None:
+    records.set_facts(ANNA, [f"fact {i}" for i in range(20)])
+    memory.known(ANNA)
+    took = []
+    for _ in range(50):
+        began = time.perf_counter()
+        memory.known(ANNA)
+        took.append(time.perf_counter() - began)
+
+    assert sorted(took)[45] < 0.02
+
+
+def test_forgetting_cancels_and_deletes(
+    memory: Memory, records: Records, settings: Settings
+) -> None:
+    memory.remember(ANNA, "1", "Keeps ferrets")
+    memory.remember(BEN, "2", "Keeps bees")
+    until(lambda: is_idle(records))
+
+    memory.learn(ANNA, "3", ["I have ferrets"])
+    memory.forget(ANNA, "3")
+    assert memory.known(ANNA) == []
+    assert memory.search(ANNA, "ferrets") == []
+    until(lambda: is_idle(records))
+
+    assert memory.known(ANNA) == []
+    assert memory.known(BEN) == ["Keeps bees"]
+    until(lambda: not traces(settings.data_dir, "ferrets"))
+    until(lambda: not traces(settings.data_dir, ANNA))
+    memory.remember(ANNA, "4", "Keeps cats")
+    until(lambda: is_idle(records))
+    assert memory.known(ANNA) == ["Keeps cats"]
+
+
+def test_work_that_is_repeated_leaves_no_double(memory: Memory, records: Records) -> None:
+    memory.close()
+    memory.learn(ANNA, "1", ["I live in Leeds"])
+    memory.learn(ANNA, "1", ["I live in York"])
+    work = records.pending_work()
+    assert [w.id for w in work] == ["learn-1"]
+    memory.start()
+    until(lambda: is_idle(records))
+
+    records.add_work(work[0])
+    memory.work("learn-1")
+
+    assert memory.known(ANNA) == ["I live in Leeds"]
+
+
+def test_killed_between_write_and_commit(settings: Settings, records: Records) -> None:
+    memory = Memory(settings, records)
+    process = run(settings, "stuck")
+    try:
+        assert process.stdout
+        memory.remember(ANNA, "1", "Lives in Leeds")
+        assert process.stdout.readline() == "written\n"
+        process.kill()
+        process.wait()
+
+        memory.start()
+        until(lambda: is_idle(records))
+        assert memory.known(ANNA) == ["Lives in Leeds"]
+        assert memory.search(ANNA, "Leeds") == ["Lives in Leeds"]
+    finally:
+        process.kill()
+        memory.close()
+
+
+def test_a_second_process_adds_and_takes_over(settings: Settings, records: Records) -> None:
+    memory = Memory(settings, records)
+    process = run(settings, "free")
+    try:
+        memory.start()
+        memory.remember(ANNA, "1", "Lives in Leeds")
+        until(lambda: is_idle(records))
+        assert process.poll() is None
+        assert memory.search(ANNA, "town") == ["Lives in Leeds"]
+
+        process.kill()
+        process.wait()
+        memory.remember(ANNA, "2", "Keeps bees")
+        memory.tend()
+        until(lambda: is_idle(records))
+        assert memory.known(ANNA) == ["Lives in Leeds", "Keeps bees"]
+    finally:
+        process.kill()
+        memory.close()
+
+
+def test_without_records_nothing_is_promised(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    memory = Memory(settings, Records(f"sqlite:///{tmp_path}/other/none.db", spool=tmp_path / "s"))
+    with pytest.raises(RecordsUnavailable):
+        memory.known(ANNA)
+    with pytest.raises(RecordsUnavailable):
+        memory.remember(ANNA, "1", "x")
+    with pytest.raises(RecordsUnavailable):
+        memory.forget(ANNA, "1")
+    memory.start()
+    memory.close()
+
+
+def test_a_model_learns_and_keeps_no_words(
+    taught: Memory, records: Records, model: Model, settings: Settings
+) -> None:
+    model.facts = ["Order number is 4471", "Lives in Leeds"]
+    taught.remember(ANNA, "1", "The caller's order number is 4471")
+    taught.learn(ANNA, "1", ["I moved to Leeds from Zanzibar"])
+    until(lambda: is_idle(records))
+
+    assert taught.known(ANNA) == ["The caller's order number is 4471", "Lives in Leeds"]
+    assert "Lives in Leeds" in taught.search(ANNA, "home town")
+    until(lambda: not traces(settings.data_dir, "Zanzibar"))
+
+
+@pytest.mark.parametrize("down", ["completions", "embeddings"])
+def test_what_a_dead_model_did_not_learn_is_learned_later(
+    taught: Memory, records: Records, model: Model, down: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "RETRY_FAILED_S", 0)
+    model.down = {down}
+    taught.learn(ANNA, "1", ["I live in Leeds"])
+    until(lambda: len(model.asked) >= 2)
+    assert taught.known(ANNA) == []
+    assert not is_idle(records)
+
+    model.down = set()
+
+    def is_learned() -> bool:
+        taught.tend()
+        return is_idle(records)
+
+    until(is_learned)
+    assert taught.known(ANNA) == ["Lives in Leeds"]
+
+
+def test_an_unreadable_or_unembedded_reply_is_a_failure(
+    taught: Memory, records: Records, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = taught._store._mem0.embedding_model  # type: ignore[union-attr]
+    whole = embedder.embed
+
+    def only_queries(words: str, action: str) -> Any:
+        if action == "add":
+            raise OSError("cut off")
+        return whole(words, action)
+
+    monkeypatch.setattr(embedder, "embed", only_queries)
+    monkeypatch.setattr(embedder, "embed_batch", lambda words, action: only_queries("", action))
+    taught.learn(ANNA, "1", ["I live in Leeds"])
+    until(lambda: model.asked.count("completions") >= 2)
+    monkeypatch.undo()
+    until(lambda: is_idle(records))
+
+    assert taught.known(ANNA) == ["Lives in Leeds"]
+
+
+def test_a_slow_model_holds_up_nobody(taught: Memory, records: Records, model: Model) -> None:
+    taught.remember(BEN, "1", "Keeps bees")
+    until(lambda: is_idle(records))
+    model.held.clear()
+    taught.learn(ANNA, "2", ["I live in Leeds"])
+    until(lambda: "completions" in model.asked)
+
+    began = time.monotonic()
+    assert taught.search(BEN, "bees") == ["Keeps bees"]
+    assert taught.known(ANNA) == []
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("By the way, my name is Anna.", ["My name is Anna."]),
+        ("Oh, and I'm allergic to wool!", ["I'm allergic to wool!"]),
+        ("I prefer the morning. Thanks.", ["I prefer the morning."]),
+        ("Yes, we have two dogs", ["We have two dogs"]),
+        ("I work nights", ["I work nights"]),
+        ("I\u2019m a nurse", ["I'm a nurse"]),
+        ("Is my order late? My word is that so?", []),
+        ("I'm calling about my lamp. I want a refund. I would like to know more.", []),
+        ("I'm looking for a lamp. I need help. I have a question about my order.", []),
+        ("My card number is 4242 4242 4242 4242.", []),
+        ("The lamp is broken.", []),
+    ],
+)
+def test_statements_about_oneself(said: str, kept: list[str]) -> None:
+    assert statements([said]) == kept
+
+
+def test_what_repeats_what() -> None:
+    assert repeats("My order number is 4471.", "The caller's order number is 4471")
+    assert repeats("I live in Leeds", "I live in Leeds, near the station")
+    assert not repeats("I'm vegan", "I'm not vegan")
+    assert not repeats("My number is 1", "My number is 2")
