@@ -17,6 +17,8 @@ _FRAME, _HOP, _BANDS = 1024, RATE // 25, 12
 _SLACK = 8
 """How far (in hops of 40 ms) what is heard may be shifted against what is known."""
 _FEWEST = 6
+_MIDDLE = 17.0
+"""A usual log-mel energy; taken off, so that single precision suffices."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Ear:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], np.ndarray] = {}
+        self._stack: _Stack | None = None
         self._lock = threading.Lock()
 
     def transcribe(self, pcm16k: np.ndarray, min_score: float = 0.7) -> list[Found]:
@@ -65,9 +68,11 @@ class Ear:
 
     def learn(self, text: str, pcm16k: np.ndarray) -> None:
         """Know an utterance: its words and how it sounds."""
+        key = text, hash(pcm16k.tobytes())
         with self._lock:
-            if (text, len(pcm16k)) not in self._known:
-                self._known[text, len(pcm16k)] = features(pcm16k)
+            if key not in self._known:
+                self._known[key] = features(pcm16k)
+                self._stack = None
 
     def hear(self, pcm16k: np.ndarray, *, whole: bool = False, min_score: float = 0.6) -> Heard:
         """The known utterance that `pcm16k` is, or begins with; `whole`: it is over.
@@ -75,18 +80,17 @@ class Ear:
         Text is None below `min_score`; if only the beginning was heard, so are its words.
         """
         with self._lock:
-            known = list(self._known.items())
-        heard = features(pcm16k)
-        best = Heard(None, 0.0, 0.0)
-        for (text, _), template in known:
-            score, cover = _match(heard, template)
-            if whole:
-                score -= 0.3 * max(0.0, 0.9 - cover)
-            if score > best.score:
-                best = Heard(text, score, cover)
-        if best.text is None or best.score < min_score:
+            if not self._known:
+                return Heard(None, 0.0, 0.0)
+            stack = self._stack = self._stack or _Stack.of(self._known)
+        scores, covers = stack.match(features(pcm16k))
+        if whole:
+            scores = scores - 0.3 * np.maximum(0.0, 0.9 - covers)
+        at = int(np.argmax(scores))
+        best = Heard(stack.texts[at], max(0.0, float(scores[at])), float(covers[at]))
+        if not best.score or best.score < min_score:
             return Heard(None, best.score, best.cover)
-        return Heard(_shortened(best.text, best.cover), best.score, best.cover)
+        return Heard(_shortened(stack.texts[at], best.cover), best.score, best.cover)
 
 
 def _shortened(text: str, cover: float) -> str:
@@ -96,23 +100,71 @@ def _shortened(text: str, cover: float) -> str:
     return " ".join(words[: max(1, round(len(words) * cover))])
 
 
-def _match(heard: np.ndarray, template: np.ndarray) -> tuple[float, float]:
-    """The best correlation over all shifts, less for what is heard beyond the template."""
-    best = (0.0, 0.0)
-    for shift in range(-_SLACK, _SLACK + 1):
-        here = heard[shift:] if shift >= 0 else heard
-        there = template if shift >= 0 else template[-shift:]
-        size = min(len(here), len(there))
-        if size < _FEWEST:
-            continue
-        a, b = here[:size].ravel(), there[:size].ravel()
-        a, b = a - a.mean(), b - b.mean()
-        score = float(a @ b / (np.sqrt((a @ a) * (b @ b)) + 1e-9))
-        score -= 0.3 * max(0.0, len(heard) / len(template) - 1.15)
-        score -= 0.002 * abs(shift)
-        if score > best[0]:
-            best = (score, min(1.0, size / len(template)))
-    return best
+@dataclass(frozen=True)
+class _Stack:
+    """All templates side by side, about their mean and padded with zeros, with running sums."""
+
+    texts: list[str]
+    sizes: np.ndarray
+    values: np.ndarray
+    """(templates, hops, bands)"""
+    sums: np.ndarray
+    """(templates, hops + 1): of all values before a hop; `squares` likewise."""
+    squares: np.ndarray
+
+    @classmethod
+    def of(cls, known: dict[tuple[str, int], np.ndarray]) -> _Stack:
+        sizes = np.array([len(template) for template in known.values()])
+        values = np.zeros((len(known), int(sizes.max()), _BANDS), np.float32)
+        for row, template in zip(values, known.values(), strict=True):
+            row[: len(template)] = template - _MIDDLE
+        return cls([text for text, _ in known], sizes, values, *_running(values))
+
+    def match(self, heard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Per template the best correlation over all shifts, and the share of it that was heard.
+
+        What is heard beyond a template costs it some score, and so does a shift.
+        """
+        heard = (heard - _MIDDLE).astype(np.float32)
+        sums, squares = _running(heard[None])
+        scores, covers = np.zeros(len(self.sizes)), np.zeros(len(self.sizes))
+        for shift in range(-_SLACK, _SLACK + 1):
+            here, there = max(shift, 0), max(-shift, 0)
+            sizes = np.minimum(len(heard) - here, self.sizes - there)
+            if sizes.max() < _FEWEST:
+                continue
+            score = self._correlation(heard, (sums[0], squares[0]), (here, there), sizes)
+            score -= 0.3 * np.maximum(0.0, len(heard) / self.sizes - 1.15) + 0.002 * abs(shift)
+            better = (sizes >= _FEWEST) & (score > scores)
+            scores[better] = score[better]
+            covers[better] = np.minimum(1.0, sizes / self.sizes)[better]
+        return scores, covers
+
+    def _correlation(
+        self,
+        heard: np.ndarray,
+        running: tuple[np.ndarray, np.ndarray],
+        starts: tuple[int, int],
+        sizes: np.ndarray,
+    ) -> np.ndarray:
+        here, there = starts
+        longest = int(sizes.max())
+        sizes = np.maximum(sizes, 1)
+        rows, count = np.arange(len(sizes)), sizes * _BANDS
+        overlap = self.values[:, there : there + longest].reshape(len(sizes), -1)
+        product = (overlap @ heard[here : here + longest].ravel()).astype(np.float64)
+        a, aa = (total[here + sizes] - total[here] for total in running)
+        ends = np.minimum(there + sizes, self.sums.shape[1] - 1)
+        b, bb = (total[rows, ends] - total[:, there] for total in (self.sums, self.squares))
+        spread = np.maximum(0.0, (aa - a * a / count) * (bb - b * b / count))
+        return np.asarray((product - a * b / count) / (np.sqrt(spread) + 1e-9))
+
+
+def _running(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of values and of squares before each hop of (templates, hops, bands)."""
+    exact = values.astype(np.float64)
+    sums, squares = (np.cumsum(v.sum(axis=2), axis=1) for v in (exact, exact**2))
+    return np.pad(sums, ((0, 0), (1, 0))), np.pad(squares, ((0, 0), (1, 0)))
 
 
 def _encloses(outer: Found, inner: Found) -> bool:
