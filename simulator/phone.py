@@ -29,6 +29,7 @@ from simulator.recording import Recording
 
 LEAD_S = 0.06  # how far ahead sound is handed over, so that a busy moment makes no gap
 PACKETS = 2  # handed over at once, and taken at once: each hand-over costs as much as its sound
+ACK_S = 0.2
 KEYS = "0123456789*#ABCD"
 T = TypeVar("T")
 AGENT = rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
@@ -128,8 +129,10 @@ class Phone:
         self.status = status
         self.times[status] = time.monotonic()
         shown = {"sip.callStatus": status, **{f"sip.{k}": v for k, v in attributes.items()}}
-        with contextlib.suppress(CallOver):  # the room is gone, and nobody reads it
-            await self._unless_gone(self.room.local_participant.set_attributes(shown))
+        update = self.room.local_participant.set_attributes(shown)
+        # The room may be gone, and the SDK misses one acknowledgement in a hundred and waits 5 s.
+        with contextlib.suppress(CallOver, asyncio.TimeoutError):
+            await self._unless_gone(asyncio.wait_for(update, ACK_S))
         if status == "active":
             self.active.set()
             for participant in self.room.remote_participants.values():

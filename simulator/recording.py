@@ -173,7 +173,7 @@ def cuts(
 
 def missing_ms(heard: np.ndarray, spoken: np.ndarray) -> tuple[float, float]:
     """How much of the start and of the end of `spoken` is not in `heard`: if at least half is,
-    within 20 ms and 50 ms of the truth (95 of 100 random cuts).
+    within 20 ms and 110 ms of the truth (95 of 100 random cuts).
 
     `heard` is one recognised stretch with some silence around it, `spoken` what was to be heard.
     """

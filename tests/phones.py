@@ -15,6 +15,7 @@ from livekit import api, rtc
 from simulator.handset import SAMPLE_RATE
 from simulator.livekit_server import LiveKitServer
 from simulator.network import PhoneNetwork
+from simulator.speech import synthesize
 
 NUMBER = "+15550200001"
 MINE = "+15550199999"
@@ -89,11 +90,15 @@ class ToneAgent:
                 self.loud.append(time.monotonic())
 
 
+def announced(text: str, voice: str) -> np.ndarray:
+    return synthesize(text, voice=voice)
+
+
 @pytest_asyncio.fixture
 async def network() -> AsyncIterator[PhoneNetwork]:
     livekit = LiveKitServer()
     await livekit.start()
-    network = PhoneNetwork(livekit)
+    network = PhoneNetwork(livekit, announce=announced, line=None)
     await network.start()
     yield network
     await network.stop()

@@ -11,10 +11,12 @@ from google.protobuf.duration_pb2 import Duration
 from livekit import api
 
 from simulator.bridge import Line
+from simulator.ear import Ear
 from simulator.handset import SAMPLE_RATE, LineQuality
 from simulator.network import NotRouted, PhoneNetwork
 from simulator.phone import CallOver, Phone
-from simulator.recording import speech_segments
+from simulator.recording import heard_ratio, heard_words, level_db, speech_segments
+from simulator.speech import synthesize, telephone_line
 from tests.phones import (
     MINE,
     NUMBER,
@@ -135,6 +137,32 @@ async def test_sound_and_keys_go_both_ways(network: PhoneNetwork, agent: ToneAge
     own, heard = speech_segments(phone.recording().own), speech_segments(phone.recording().heard)
     assert [round(s.duration_s, 1) for s in own] == [0.5]
     assert [round(s.duration_s, 1) for s in heard] == [0.6]
+
+
+async def test_words_pass_the_line_both_ways(network: PhoneNetwork, agent: ToneAgent) -> None:
+    network.line = telephone_line
+    ear, words, reply = Ear(), "Where is my order?", "It left the warehouse, and arrives today."
+    for voice, text in (("caller", words), ("agent", reply)):
+        ear.learn(text, synthesize(text, voice=voice))
+    phone = await network.dial(agent_name="")
+    await agent.join(phone.room_name)
+    await agent.publish()
+    await phone.became_active()
+    await asyncio.sleep(0.3)
+    played = time.monotonic()
+    await agent.play(synthesize(reply, voice="agent"))
+    await phone.agent_says(5, since=played)
+    said = await phone.say(words)
+    recording = phone.recording()
+    (heard,) = heard_words(recording.heard, ear)
+    (own,) = heard_words(recording.own, ear)
+
+    assert (heard.text, own.text, said.text) == (reply, words, words)
+    assert min(heard.cover, own.cover) > 0.9
+    assert min(heard.score, own.score) > 0.75
+    assert heard_ratio([reply], recording.heard, ear) > 0.9
+    assert -26 < (level_db(recording.heard) or 0) < -16
+    assert abs((said.end - said.start) - len(synthesize(words)) / SAMPLE_RATE) < 0.1
 
 
 async def test_all_of_the_agents_tracks_are_heard_as_one(

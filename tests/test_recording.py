@@ -7,8 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.ear import Ear
 from simulator.handset import SAMPLE_RATE
-from simulator.recording import Recording, cuts, level_db, overlap_ms, reply_ms
+from simulator.recording import (
+    Recording,
+    cuts,
+    heard_ratio,
+    heard_words,
+    level_db,
+    missing_ms,
+    overlap_ms,
+    reply_ms,
+)
+from simulator.speech import silence, synthesize, telephone_line
 from tests.phones import tone
 
 
@@ -51,6 +62,38 @@ def test_an_abrupt_end_is_a_cut_and_a_fading_one_is_not() -> None:
 
     assert not cuts(smooth)
     assert [found.edge for found in cuts(cut)] == ["end"]
+
+
+SPOKEN = {text: synthesize(text, voice="agent") for text in ("Kettle? Toaster? Pot?", "Goodbye.")}
+
+
+def test_words_are_heard_over_pauses_and_in_order() -> None:
+    ear = Ear()
+    for text, pcm in SPOKEN.items():
+        ear.learn(text, pcm)
+    said = telephone_line(np.concatenate([x for p in SPOKEN.values() for x in (p, silence(0.3))]))
+    first = said[: round(0.7 * len(SPOKEN["Kettle? Toaster? Pot?"]))]
+
+    assert [part.text for part in heard_words(said, ear)] == list(SPOKEN)
+    assert heard_ratio(list(SPOKEN), said, ear) > 0.9
+    assert [part.text for part in heard_words(first, ear)] == ["Kettle? Toaster?"]
+    assert 0.3 < heard_ratio(["Kettle? Toaster? Pot?"], first, ear) < 0.8
+    assert heard_ratio(["Something else."], said, ear) == 0
+    assert heard_ratio([], said, ear) == 1
+
+
+def test_what_is_missing_of_a_sentence_is_measured() -> None:
+    text = "Standard delivery costs four pounds ninety-five."
+    spoken = synthesize(text, voice="agent")
+
+    def missing(start_s: float, end_s: float) -> tuple[float, float]:
+        part = spoken[round(start_s * SAMPLE_RATE) : len(spoken) - round(end_s * SAMPLE_RATE)]
+        heard = telephone_line(np.concatenate([silence(0.2), part, silence(0.2)]))
+        return missing_ms(heard, spoken)
+
+    assert missing(0, 0) == pytest.approx((0, 0), abs=50)
+    assert missing(0.2, 0) == pytest.approx((200, 0), abs=60)
+    assert missing(0, 0.5) == pytest.approx((0, 500), abs=60)
 
 
 def test_a_recording_is_saved_in_stereo(tmp_path: Path) -> None:
