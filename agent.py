@@ -12,6 +12,7 @@ import logging
 import sys
 import uuid
 from dataclasses import dataclass, field
+from typing import Any
 
 from livekit.agents import (
     AgentServer,
@@ -70,6 +71,11 @@ class Desk:
     jobs: dict[str, Job] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     """Jobs accepted and not yet over."""
+
+    def open(self) -> None:
+        """Bring the database up to date and take up unfinished work."""
+        self.records.migrate()
+        self.memory.start()
 
     async def admit(self, request: JobRequest) -> None:
         """Take the call unless MAX_CALLS are up; another worker may take what we refuse."""
@@ -221,6 +227,13 @@ class DrainingServer(AgentServer):
     """An AgentServer that ends calls with a spoken sentence when draining takes too long."""
 
     desk: Desk
+    caretaker: Caretaker
+
+    async def run(self, **options: Any) -> None:
+        """Open the services, then take calls."""
+        await asyncio.to_thread(self.desk.open)
+        self.caretaker.start()
+        await super().run(**options)
 
     async def drain(self, timeout: object = None) -> None:
         """Wait for running calls, DRAIN_TIMEOUT_S at most and a sentence more."""
@@ -266,19 +279,13 @@ def make_server(desk: Desk, caretaker: Caretaker) -> AgentServer:
         load_threshold=float("inf"),  # admission is decided in `admit`, exactly
         setup_fnc=warm,
     )
-    server.desk = desk
+    server.desk, server.caretaker = desk, caretaker
     server.rtc_session(
         desk.handle,
         agent_name=settings.agent_name,
         on_request=desk.admit,
         on_session_end=desk.close,
     )
-
-    @server.once("worker_started")
-    def _start() -> None:
-        desk.records.migrate()
-        desk.memory.start()
-        caretaker.start()
 
     return server
 

@@ -76,18 +76,19 @@ class Caretaker:
 
     async def round(self, livekit: api.LiveKitAPI) -> None:
         """One round; raises what LiveKit or the database raise."""
-        self._records.renew(self._worker_id)
-        self._memory.tend()
-        for lost in self._records.expired():
+        await asyncio.to_thread(self._records.renew, self._worker_id)
+        await asyncio.to_thread(self._memory.tend)
+        for lost in await asyncio.to_thread(self._records.expired):
             await self._look_after(livekit, lost)
-        for room in self._records.lost_rooms() | self._alone_since.keys():
+        lost_rooms = await asyncio.to_thread(self._records.lost_rooms)
+        for room in lost_rooms | self._alone_since.keys():
             await self._end_if_alone(livekit, room)
 
     async def _look_after(self, livekit: api.LiveKitAPI, lost: CallRow) -> None:
         people = await _participants(livekit, lost.room)
         if any(p.kind == api.ParticipantInfo.Kind.AGENT for p in people):
             return
-        if self._records.close_lost(lost.id):
+        if await asyncio.to_thread(self._records.close_lost, lost.id):
             logger.warning("closed the record of a lost worker's call", extra={"call_id": lost.id})
 
     async def _end_if_alone(self, livekit: api.LiveKitAPI, room: str) -> None:

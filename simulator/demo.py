@@ -13,7 +13,7 @@ from pathlib import Path
 from commands.calls import table
 from simulator.child import ChildFailed
 from simulator.livekit_server import NoLiveKitServer
-from simulator.rehearsal import Rehearsal, Report, load_scripts
+from simulator.rehearsal import NotAsScripted, Rehearsal, Report, load_scripts
 from simulator.script import SCRIPTS, BadScript, Script
 from simulator.studio import Studio
 
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     seed = options.seed if options.seed is not None else int(time.time())
     try:
         reports = asyncio.run(play(load_scripts(options.scripts), seed))
-    except (BadScript, NoLiveKitServer, ChildFailed) as error:
+    except (BadScript, NoLiveKitServer, ChildFailed, NotAsScripted) as error:
         sys.exit(str(error))
     print(summary(reports))
     if options.json:

@@ -96,9 +96,9 @@ class Rehearsal:
         """The call from dialling to its closed record."""
         begun = time.monotonic()
         problems: list[str] = []
-        if self.script.remembered:
-            await self._remembered()
         try:
+            if self.script.remembered:
+                await self._remembered()
             room = await self._ring()
             for step in self.script.steps:
                 await self._do(step)
@@ -106,9 +106,10 @@ class Rehearsal:
                 await self.phone.hang_up()
         except (NotAsScripted, CallOver, TimeoutError, asyncio.TimeoutError) as error:
             problems.append(f"{type(error).__name__}: {error}")
-            if self.phone:
-                await self.phone.hang_up()
-                room = self.phone.room_name
+            if not self.phone:
+                raise NotAsScripted(problems[-1]) from error
+            await self.phone.hang_up()
+            room = self.phone.room_name
         row = await self.studio.closed(room)
         report = self._measure(row, begun, time.monotonic())
         report.problems = problems + self._unmet(row)
@@ -172,7 +173,10 @@ class Rehearsal:
         words = ""
         since = self.mark
         while time.monotonic() < deadline:
-            start, end = await self._spoken(phone, since, deadline)
+            try:
+                start, end = await self._spoken(phone, since, deadline)
+            except (TimeoutError, asyncio.TimeoutError):
+                break
             if started is None:
                 started = start
                 if phone.said and self.mark == phone.said[-1].end:

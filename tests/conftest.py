@@ -1,0 +1,59 @@
+"""Options and fixtures: a studio (LiveKit server, phone network, stand-ins) and its worker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from simulator.studio import Studio
+from simulator.worker import Worker
+from tests.postgres import Postgres
+from tests.postgres import find as find_postgres
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--races", action="store_true", help="only the cases most likely to race")
+    parser.addoption("--count", type=int, default=1, help="how often each test runs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "race: a case whose outcome hangs on who is faster")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    count = metafunc.config.getoption("--count")
+    if count > 1:
+        metafunc.fixturenames.append("repetition")
+        metafunc.parametrize("repetition", range(count))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--races"):
+        items[:] = [item for item in items if item.get_closest_marker("race")]
+
+
+@pytest_asyncio.fixture(scope="session")
+async def studio() -> AsyncIterator[Studio]:
+    """Shared by all calls that one plain worker can take."""
+    async with Studio(RING_TIMEOUT_S="3", TRANSFER_TIMEOUT_S="3") as studio:
+        yield studio
+
+
+@pytest_asyncio.fixture(scope="session")
+async def worker(studio: Studio) -> Worker:
+    return await studio.worker()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres | None]:
+    """A Postgres server, or None where none is installed."""
+    folder = find_postgres()
+    if folder is None:
+        yield None
+        return
+    server = Postgres(folder)
+    server.start()
+    yield server
+    server.stop()

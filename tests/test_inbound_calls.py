@@ -1,0 +1,212 @@
+"""Inbound calls, end to end: real LiveKit server, plugins, VAD and turn detection."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from simulator.phone import CallOver
+from simulator.studio import Studio
+from tests.calls import ask, eventually, greeted, heard, new_number, room_exists
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+
+async def test_a_caller_is_greeted_by_an_ai_and_answered(studio: Studio) -> None:
+    phone = await greeted(studio)
+    greeting = heard(studio, phone, phone.times["dialed"])
+    answer = await ask(studio, phone, "How much does furniture delivery cost?")
+    await phone.hang_up()
+    row = await studio.closed(phone.room_name)
+
+    assert "AI assistant" in greeting
+    assert "49 dollars" in answer
+    assert (row.disposition, row.ended_by) == ("completed", "caller")
+    assert row.number == phone.number
+    assert row.turns == 1
+
+
+@pytest.mark.race
+async def test_hanging_up_during_the_greeting_is_abandoned(studio: Studio) -> None:
+    phone = await studio.network.dial(from_=new_number())
+    await phone.agent_speaks(since=phone.times["dialed"])
+    await phone.hang_up()
+    row = await studio.closed(phone.room_name)
+
+    assert (row.disposition, row.ended_by) == ("abandoned", "caller")
+    assert not await room_exists(studio, phone.room_name)
+
+
+@pytest.mark.race
+async def test_hanging_up_while_the_worker_prepares_is_abandoned(studio: Studio) -> None:
+    phone = await studio.network.dial(from_=new_number())
+    await phone.hang_up()
+    row = await studio.closed(phone.room_name, 30)
+
+    assert row.disposition == "abandoned"
+    assert not await room_exists(studio, phone.room_name)
+
+
+@pytest.mark.race
+async def test_hanging_up_while_the_agent_speaks_closes_the_record(studio: Studio) -> None:
+    phone = await greeted(studio)
+    said = await phone.say("How long do I have to return something?")
+    await phone.agent_speaks(since=said.end)
+    await phone.hang_up()
+    row = await studio.closed(phone.room_name)
+
+    assert (row.disposition, row.ended_by) == ("completed", "caller")
+
+
+@pytest.mark.race
+async def test_hanging_up_during_a_tool_closes_the_record(studio: Studio) -> None:
+    phone = await greeted(studio, transfer="no_notify")
+    await phone.say("Could you put me through to a person, please?")
+    await eventually(lambda: asyncio.sleep(0, bool(phone.transfers)))
+    await phone.hang_up()
+    row = await studio.closed(phone.room_name)
+
+    assert (row.disposition, row.ended_by) == ("completed", "caller")
+
+
+async def test_a_goodbye_ends_the_call(studio: Studio) -> None:
+    phone = await greeted(studio)
+    said = await phone.say("That's all, goodbye.")
+    await phone.ended()
+    row = await studio.closed(phone.room_name)
+
+    assert "Goodbye" in heard(studio, phone, said.end)
+    assert (row.disposition, row.ended_by) == ("completed", "agent")
+    assert [t.name for t in row.tool_calls] == ["end_call"]
+
+
+async def test_what_is_said_over_the_greeting_is_answered(studio: Studio) -> None:
+    phone = await studio.network.dial(from_=new_number())
+    await phone.agent_speaks(since=phone.times["dialed"])
+    answer = await ask(studio, phone, "How much does furniture delivery cost?")
+    await phone.hang_up()
+
+    assert "49 dollars" in answer
+
+
+async def test_a_transferred_caller_is_handed_over(studio: Studio) -> None:
+    phone = await greeted(studio)
+    await phone.say("Could you put me through to a person, please?")
+    await phone.ended()
+    row = await studio.closed(phone.room_name)
+
+    assert phone.transfers == ["tel:+15550149999"]
+    assert (row.disposition, row.destination) == ("transferred", "person")
+
+
+@pytest.mark.parametrize(("transfer", "code"), [(486, "busy"), ("no_notify", "unanswered")])
+async def test_a_transfer_that_fails_keeps_the_caller(
+    studio: Studio, transfer: str | int, code: str
+) -> None:
+    phone = await greeted(studio, transfer=transfer)
+    said = await phone.say("Could you put me through to a person, please?")
+    await eventually(lambda: asyncio.sleep(0, bool(phone.transfers)))
+    await phone.agent_says(20, since=said.end + 2.5, quiet_s=1.0)
+    answer = await ask(studio, phone, "How much does furniture delivery cost?")
+    await phone.hang_up()
+    row = await studio.closed(phone.room_name)
+
+    assert "did not work" in heard(studio, phone, said.end)
+    assert "49 dollars" in answer
+    assert [(t.name, t.code) for t in row.tool_calls] == [("transfer_call", code)]
+    assert row.disposition == "completed"
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang", "cut"])
+async def test_a_failing_model_is_heard_as_an_apology(studio: Studio, fault: str) -> None:
+    phone = await greeted(studio)
+    studio.stand_ins.fault("llm", fault)
+    said = await phone.say("How long do I have to return something?")
+    start, _ = await phone.agent_says(since=said.end)
+    words = heard(studio, phone, said.end)
+    studio.stand_ins.clear_faults()
+    answer = await ask(studio, phone, "How much does furniture delivery cost?")
+    await phone.hang_up()
+
+    assert "sorry" in words.lower()
+    assert start - said.end <= 4.0
+    assert "49 dollars" in answer
+
+
+async def test_a_withheld_number_is_served_and_not_remembered(studio: Studio) -> None:
+    phone = await greeted(studio, withheld=True)
+    reply = await ask(studio, phone, "Please remember that I like the blue chair.")
+    await phone.hang_up()
+    row = await studio.closed(phone.room_name)
+
+    assert "withheld" in reply
+    assert row.number is None
+    assert row.disposition == "completed"
+
+
+async def test_three_callers_at_once_do_not_mix(studio: Studio) -> None:
+    pets = ["hamster called Pepper", "parrot called Mango", "rabbit called Clover"]
+    phones = await asyncio.gather(*(greeted(studio) for _ in pets))
+    for phone, pet in zip(phones, pets, strict=True):
+        await ask(studio, phone, f"Please remember that I have a {pet}.")
+    answers = await asyncio.gather(
+        *(ask(studio, phone, "How much does furniture delivery cost?") for phone in phones)
+    )
+    await asyncio.gather(*(phone.hang_up() for phone in phones))
+    rows = [await studio.closed(phone.room_name) for phone in phones]
+    records = studio.records()
+
+    async def remembered() -> bool:
+        return all(records.facts(phone.number) for phone in phones)
+
+    await eventually(remembered)
+    assert all("49 dollars" in answer for answer in answers)
+    assert [row.number for row in rows] == [phone.number for phone in phones]
+    for phone, pet in zip(phones, pets, strict=True):
+        assert [pet in fact for fact in records.facts(phone.number)] == [True]
+
+
+async def test_a_dispatch_nobody_calls_is_abandoned_or_names_its_keys(studio: Studio) -> None:
+    empty = await studio.network.dispatch("")
+    foreign = await studio.network.dispatch('{"theme": "dark"}')
+    rows = [await studio.closed(room, 25) for room in (empty, foreign)]
+
+    assert [row.disposition for row in rows] == ["abandoned", "not_dialed"]
+    assert "theme" in rows[1].reason
+
+
+async def test_a_silent_caller_is_asked_and_then_hung_up_on() -> None:
+    async with Studio(SILENCE_LIMIT_S="4", MAX_CALL_S="60") as studio:
+        await studio.worker()
+        phone = await greeted(studio)
+        asked, _ = await phone.agent_says(since=phone.ear.last_sound() + 0.1, quiet_s=0.4)
+        await phone.ended(20)
+        row = await studio.closed(phone.room_name)
+
+        assert "still there" in heard(studio, phone, asked - 0.1)
+        assert (row.disposition, row.ended_by) == ("silent", "system")
+
+
+async def test_the_time_limit_ends_a_call_with_a_sentence() -> None:
+    async with Studio(MAX_CALL_S="5") as studio:
+        await studio.worker()
+        phone = await greeted(studio)
+        with pytest.raises(CallOver):
+            while True:
+                await phone.say("How much does furniture delivery cost?")
+                await phone.agent_says()
+        row = await studio.closed(phone.room_name)
+
+        assert "time is up" in heard(studio, phone, phone.times["gone"] - 6)
+        assert row.disposition == "time_limit"
+
+
+async def test_a_crash_in_the_entrypoint_leaves_a_record_and_no_room() -> None:
+    async with Studio() as studio:
+        await studio.worker(CARTESIA_API_KEY="")
+        phone = await studio.network.dial(from_=new_number())
+        row = await studio.closed(phone.room_name)
+        await phone.ended()
+
+        assert (row.disposition, row.ended_by) == ("failed", "system")

@@ -1,0 +1,163 @@
+"""Outbound calls, end to end: who answers, and every way of not being answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from livekit import api
+
+from simulator import speech
+from simulator.bridge import Line
+from simulator.phone import Phone
+from simulator.recording import speech_segments
+from simulator.studio import Studio
+from tests.calls import ask, dispatched, heard, new_number, outcome, room_exists
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+MESSAGE = "Hello, this is the AI assistant of Larkfield Home. Your table is ready to be collected."
+
+
+async def answered(studio: Studio, **metadata: object) -> Phone:
+    """An outbound call that was picked up, in silence."""
+    _, number = await dispatched(studio, Line(), **metadata)
+    phone = await studio.network.dialled(number)
+    await phone.became_active()
+    return phone
+
+
+async def test_a_person_is_spoken_to_right_after_their_first_word(studio: Studio) -> None:
+    phone = await answered(studio, name="Jo", purpose="I am calling about your lamp.")
+    said = await phone.say("Hello?")
+    start, _ = await phone.agent_says(since=said.end)
+    opening = heard(studio, phone, said.end)
+    await ask(studio, phone, "How much does furniture delivery cost?")
+    await phone.hang_up()
+    row = await studio.closed(phone.room_name)
+
+    assert start - said.end <= 1.5
+    assert "AI assistant" in opening
+    assert "lamp" in opening
+    assert (row.disposition, row.ended_by, row.number) == ("completed", "caller", phone.number)
+
+
+async def test_a_silent_callee_is_spoken_to_after_two_seconds(studio: Studio) -> None:
+    phone = await answered(studio)
+    active = phone.times["active"]
+    start = await phone.agent_speaks(since=active)
+    await phone.agent_quiet()
+    await phone.hang_up()
+    row = await studio.closed(phone.room_name)
+
+    assert 1.9 <= start - active <= 3.0
+    assert row.disposition == "abandoned"
+
+
+@pytest.mark.parametrize("beep_after_s", [0.3, 3.9, None])
+async def test_a_message_lies_after_the_beep_or_after_silence(
+    studio: Studio, beep_after_s: float | None
+) -> None:
+    phone = await answered(studio, voicemail_message=MESSAGE)
+    greeting = await phone.say(
+        "Hello, you've reached Sam. [0.7] Please leave a message after the tone.",
+        voice="recording",
+    )
+    free = greeting.end
+    if beep_after_s is not None:
+        await asyncio.sleep(beep_after_s)
+        free = (await phone.say(speech.beep())).end
+    await phone.ended(30)
+    row = await studio.closed(phone.room_name)
+    spoken = speech_segments(phone.recording().heard)
+
+    assert "ready to be collected" in heard(studio, phone, free)
+    assert spoken[0].start_s + phone.recording().started >= free
+    assert (row.disposition, row.ended_by, row.message_left) == ("voicemail", "agent", True)
+
+
+async def test_without_a_message_a_machine_is_hung_up_on(studio: Studio) -> None:
+    phone = await answered(studio)
+    await phone.say("You have reached the mailbox of Sam. Please leave a message.")
+    await phone.ended()
+    row = await studio.closed(phone.room_name)
+
+    assert (row.disposition, row.message_left) == ("voicemail", False)
+    assert not speech_segments(phone.recording().heard)
+
+
+@pytest.mark.parametrize(
+    ("line", "disposition", "status"),
+    [
+        (Line(sip_status=486), "busy", 486),
+        (Line(sip_status=603), "declined", 603),
+        (Line(sip_status=404), "bad_number", 404),
+        (Line(sip_status=480), "unreachable", 480),
+        (Line(sip_status=503), "failed", 503),
+        (Line(no_reply=True, no_reply_s=1.0), "unreachable", None),
+        (Line(never_answers=True), "no_answer", None),
+        (Line(cpu_exhausted=True), "failed", None),
+    ],
+    ids=lambda value: str(value) if not isinstance(value, Line) else "",
+)
+async def test_a_call_that_is_not_answered_is_recorded_as_what_it_was(
+    studio: Studio, line: Line, disposition: str, status: int | None
+) -> None:
+    row = await outcome(studio, line)
+
+    assert (row.disposition, row.sip_status) == (disposition, status)
+    assert row.answered_at is None
+    assert not await room_exists(studio, row.room)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ("call +15551230001", "metadata"),
+        ('{"phone_number": "5551230001"}', "phone_number"),
+        ('{"name": "Jo"}', "phone_number"),
+        ('{"phone_number": "+15551230001", "colour": "red"}', "colour"),
+        ('{"phone_number": "+15551230001", "trunk_id": "ST_gone"}', "trunk_id"),
+    ],
+)
+async def test_a_bad_request_is_not_dialled_and_says_why(
+    studio: Studio, metadata: str, reason: str
+) -> None:
+    before = len(studio.network.calls)
+    row = await studio.closed(await studio.network.dispatch(metadata))
+
+    assert row.disposition == "not_dialed"
+    assert reason in row.reason
+    assert len(studio.network.calls) == before
+
+
+async def test_a_room_deleted_while_ringing_is_a_failure_of_the_system(studio: Studio) -> None:
+    room, number = await dispatched(studio, Line(never_answers=True))
+    await studio.network.dialled(number)
+    async with studio.network.api() as livekit:
+        await livekit.room.delete_room(api.DeleteRoomRequest(room=room))
+    row = await studio.closed(room)
+
+    assert (row.disposition, row.ended_by) == ("failed", "system")
+
+
+@pytest.mark.race
+async def test_a_callee_who_hangs_up_at_once_is_abandoned(studio: Studio) -> None:
+    phone = await answered(studio)
+    await phone.hang_up()
+    row = await studio.closed(phone.room_name)
+
+    assert (row.disposition, row.ended_by) == ("abandoned", "caller")
+
+
+@pytest.mark.race
+async def test_a_call_id_is_dialled_once(studio: Studio) -> None:
+    number = new_number()
+    studio.network.lines[number] = Line(sip_status=486)
+    request = json.dumps({"phone_number": number, "call_id": f"once-{number}"})
+    rooms = [await studio.network.dispatch(request), await studio.network.dispatch(request)]
+    rows = [await studio.closed(room) for room in rooms]
+
+    assert sorted(row.disposition for row in rows) == ["busy", "not_dialed"]
+    assert [p.number for p in studio.network.calls].count(number) == 1

@@ -1,0 +1,99 @@
+"""Several workers, killed workers, full workers, draining workers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from simulator.studio import Studio
+from tests.calls import ask, eventually, greeted, heard, new_number, room_exists
+
+
+async def test_a_full_worker_leaves_the_call_to_another() -> None:
+    async with Studio(MAX_CALLS="2") as studio:
+        first = await studio.worker()
+        phones = [await greeted(studio) for _ in range(2)]
+        second = await studio.worker()
+        phones.append(await greeted(studio))
+        answers = [await ask(studio, p, "How much does furniture delivery cost?") for p in phones]
+        for phone in phones:
+            await phone.hang_up()
+        rows = [await studio.closed(phone.room_name) for phone in phones]
+
+        assert all("49 dollars" in answer for answer in answers)
+        assert rows[0].worker_id == rows[1].worker_id != rows[2].worker_id
+        assert first.returncode is second.returncode is None
+
+
+async def test_a_killed_workers_call_is_closed_and_its_caller_not_left_alone() -> None:
+    async with Studio(MAX_CALLS="1") as studio:
+        doomed = await studio.worker()
+        lost = await greeted(studio)
+        third = await studio.worker()
+        living = await greeted(studio)
+        doomed.kill()
+        await studio.worker()
+        row = await studio.closed(lost.room_name, 60)
+        await lost.ended(60)
+        answer = await ask(studio, living, "How much does furniture delivery cost?")
+        await living.hang_up()
+        other = await studio.closed(living.room_name)
+
+        assert (row.disposition, row.reason) == ("failed", "worker lost")
+        assert not await room_exists(studio, lost.room_name)
+        assert "49 dollars" in answer
+        assert other.disposition == "completed"
+        assert third.returncode is None
+
+
+async def test_a_stopped_worker_finishes_its_call_and_exits_cleanly() -> None:
+    async with Studio(DRAIN_TIMEOUT_S="60") as studio:
+        worker = await studio.worker()
+        phone = await greeted(studio)
+        stopping = asyncio.ensure_future(worker.stop(signal.SIGTERM, timeout=60))
+        answer = await ask(studio, phone, "How much does furniture delivery cost?")
+        await phone.hang_up()
+        status = await stopping
+        row = await studio.closed(phone.room_name)
+
+        assert "49 dollars" in answer
+        assert status == 0
+        assert row.disposition == "completed"
+
+
+async def test_at_the_drain_limit_a_call_is_ended_with_a_sentence() -> None:
+    async with Studio(DRAIN_TIMEOUT_S="3") as studio:
+        worker = await studio.worker()
+        phone = await greeted(studio)
+        status = await worker.stop(signal.SIGTERM, timeout=60)
+        row = await studio.closed(phone.room_name)
+
+        assert "have to end the call" in heard(studio, phone, phone.times["first_sound"])
+        assert status == 0
+        assert (row.disposition, row.ended_by) == ("completed", "system")
+
+
+async def test_the_database_may_be_away_during_a_call() -> None:
+    async with Studio() as studio:
+        worker = await studio.worker()
+        database = studio.data_dir / "records.db"
+        phone = await greeted(studio, from_=new_number())
+        locker = _lock(database)
+        answer = await ask(studio, phone, "How much does furniture delivery cost?")
+        await phone.hang_up()
+        await phone.ended()
+        await eventually(lambda: asyncio.sleep(0, any((studio.data_dir / "spool").glob("*"))), 30)
+        locker.close()
+        row = await studio.closed(phone.room_name, 30)
+
+        assert "49 dollars" in answer
+        assert row.disposition == "completed"
+        assert worker.returncode is None
+
+
+def _lock(database: object) -> object:
+    import sqlite3  # noqa: PLC0415
+
+    connection = sqlite3.connect(str(database), isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    return connection
