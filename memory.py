@@ -12,21 +12,14 @@ import sqlite3
 import threading
 import uuid
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
 from dbos._error import DBOSException
 from openai import OpenAI, OpenAIError
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
-from qdrant_client.models import (
-    FieldCondition,
-    Filter,
-    FilterSelector,
-    HasIdCondition,
-    MatchValue,
-)
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -36,15 +29,11 @@ from records import Records, RecordsUnavailable, Work
 
 logger = logging.getLogger(__name__)
 
-MAX_FACTS = 20
-MAX_FOUND = 5
-MAX_LISTED = 10_000
-HASHED_DIMENSIONS = 512
-EMBEDDING_DIMENSIONS = 1536
-LEARN_TIMEOUT_S = 30.0
-EMBED_TIMEOUT_S = 3.0
-STORE_TIMEOUT_S = 5
+MAX_FACTS, MAX_FOUND, MAX_LISTED = 20, 5, 10_000
+HASHED_DIMENSIONS, EMBEDDING_DIMENSIONS = 512, 1536
+LEARN_TIMEOUT_S, EMBED_TIMEOUT_S, STORE_TIMEOUT_S = 30.0, 3.0, 5
 COLLECTIONS = "memories_"
+STORE_ERRORS = (OSError, RuntimeError, ValueError, sqlite3.Error, OpenAIError, ApiException)
 
 INSTRUCTIONS = (
     "The messages are the words of one telephone caller. Keep only lasting facts about the caller "
@@ -75,30 +64,23 @@ class Memory:
         """Take over from an owner that died, and bring waiting work to the queue."""
         with self._tending:
             try:
-                if not self._durable.own():
+                is_owner = self._durable.own()
+                if not (is_owner and self._is_running):
                     self._stop()
-                    return
-                if not self._is_running:
-                    self._run()
-                self._durable.tend([work.id for work in self._records.pending_work()])
+                if is_owner and (self._is_running or self._run()):
+                    self._durable.tend([work.id for work in self._records.pending_work()])
             except (RecordsUnavailable, SQLAlchemyError, DBOSException) as error:
                 logger.warning("memory work waits: %s", type(error).__name__)
 
-    def _run(self) -> None:
+    def _run(self) -> bool:
         try:
             self._store = Store(self._settings)
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-            sqlite3.Error,
-            OpenAIError,
-            ApiException,
-        ) as error:
+        except STORE_ERRORS as error:
             logger.warning("the memory store can't be opened: %s", type(error).__name__)
-            return
-        self._is_running = True
+            return False
         self._durable.launch(self.work)
+        self._is_running = True
+        return True
 
     def _stop(self) -> None:
         self._durable.halt()
@@ -120,13 +102,12 @@ class Memory:
 
     def search(self, number: str, topic: str) -> list[str]:
         """What is known about a caller on a topic, best first."""
-        facts = self.known(number)
-        store = self._store
+        facts, store = self.known(number), self._store
         if not facts or store is None:
             return by_overlap(facts, topic)
         try:
-            return store.search(number, topic)
-        except (LearningFailed, RuntimeError, ValueError, OpenAIError, ApiException) as error:
+            return store.search(number, topic) or by_overlap(facts, topic)
+        except STORE_ERRORS as error:
             logger.warning("searched by words only: %s", type(error).__name__)
             return by_overlap(facts, topic)
 
@@ -155,17 +136,15 @@ class Memory:
 
     def work(self, work_id: str) -> None:
         """Do one piece of work; it may have been begun before, or cancelled."""
-        work = self._records.work(work_id)
-        if work is None:
+        if (work := self._records.work(work_id)) is None:
             return
-        store = self._store
-        if store is None:
+        if (store := self._store) is None:
             raise LearningFailed("the store is closed")
         if work.kind == "forget":
-            store.forget(work.number)
+            store.delete(work.number)
             self._forgotten(work)
         else:
-            store.learn(work) if work.kind == "learn" else store.remember(work)
+            store.learn(work)
             self._records.set_facts(work.number, store.facts(work.number))
             self._records.remove_work(work.id)
         if self._records.engine.dialect.name == "sqlite":
@@ -191,18 +170,28 @@ class Store:
         self._mem0 = _open_mem0(settings)
         self._client: Any = self._mem0.vector_store.client
         if not settings.qdrant_url:
-            self._erase_deleted()
-            # An embedded Qdrant's arrays diverge when threads use it at once; a lock around all
-            # of Mem0 would be held during model calls.
-            self._mem0.vector_store = Locked(self._mem0.vector_store, self._lock)
+            self._tame_embedded()
         self._extracted: list[str] = []
         self._generate = self._mem0.llm.generate_response
         self._mem0.llm.generate_response = self._extract
 
-    def _erase_deleted(self) -> None:
-        """SQLite would leave deleted memories readable in the file."""
+    def _tame_embedded(self) -> None:
+        """Its arrays diverge when threads use it at once, and its files keep what is deleted.
+
+        A lock around all of Mem0 would be held during model calls.
+        """
+        vectors = self._mem0.vector_store
+        for name in ("insert", "search", "search_batch", "keyword_search", "get", "delete", "list"):
+            setattr(vectors, name, self._alone(getattr(vectors, name)))
         for collection in self._client._client.collections.values():
             collection.storage.storage.execute("PRAGMA secure_delete=ON")
+
+    def _alone(self, act: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                return act(*args, **kwargs)
+
+        return run
 
     def close(self) -> None:
         with self._lock:
@@ -213,29 +202,19 @@ class Store:
         found = self._mem0.search(topic, filters={"user_id": number}, top_k=MAX_FOUND)
         return [str(memory["memory"]) for memory in found["results"]]
 
-    def remember(self, work: Work) -> None:
-        self._delete(work.number, work_id=work.id)
-        self._keep(work, work.content)
-
     def learn(self, work: Work) -> None:
-        self._delete(work.number, work_id=work.id)
-        if self._infers:
-            self._infer(work)
-        else:
-            self._keep(work, statements(work.content))
-
-    def _keep(self, work: Work, facts: Iterable[str]) -> None:
-        known = self._of_call(work)
-        for fact in facts:
+        """Keep what this work holds, in place of what an earlier try kept."""
+        self.delete(work.number, work_id=work.id)
+        known = self._texts(work.number, call_id=work.call_id)
+        if work.kind == "learn" and self._infers:
+            for memory in self._add(work, work.content, infer=True):
+                if any(repeats(memory["memory"], other) for other in known):
+                    self._mem0.delete(memory["id"])
+            return
+        for fact in statements(work.content) if work.kind == "learn" else work.content:
             if not any(repeats(fact, other) for other in known):
                 self._add(work, [fact], infer=False)
                 known.append(fact)
-
-    def _infer(self, work: Work) -> None:
-        known = self._of_call(work)
-        for memory in self._add(work, work.content, infer=True):
-            if any(repeats(memory["memory"], other) for other in known):
-                self._delete(work.number, id=memory["id"])
 
     def _add(self, work: Work, words: list[str], *, infer: bool) -> list[dict[str, str]]:
         self._extracted = []
@@ -247,9 +226,8 @@ class Store:
             )
         finally:
             self._purge_messages()
-        stored = {payload["data"] for payload in self._payloads(work.number)}
         # Mem0 skips what it could not embed, and says nothing.
-        if not stored.issuperset(self._extracted):
+        if not set(self._extracted) <= set(self._texts(work.number)):
             raise LearningFailed("not all that was learned is stored")
         return list(added["results"])
 
@@ -266,54 +244,39 @@ class Store:
     def _purge_messages(self) -> None:
         """Mem0 keeps the last messages, and would give them to the model next time."""
         with self._mem0.db._lock:
-            self._mem0.db.connection.execute("DELETE FROM messages")
-            self._mem0.db.connection.execute("DELETE FROM history")
-            self._mem0.db.connection.commit()
-
-    def _of_call(self, work: Work) -> list[str]:
-        return [
-            payload["data"]
-            for payload in self._payloads(work.number)
-            if payload["call_id"] == work.call_id
-        ]
+            self._mem0.db.connection.executescript("DELETE FROM messages; DELETE FROM history")
 
     def facts(self, number: str) -> list[str]:
         """The latest memories of a caller, oldest first, each once."""
-        latest = [payload["data"] for payload in self._payloads(number)]
-        once = {" ".join(fact.lower().split()): fact for fact in reversed(latest)}
+        latest = reversed(self._texts(number))
+        once = {" ".join(fact.lower().split()): fact for fact in latest}
         return list(reversed(list(once.values())[:MAX_FACTS]))
 
-    def forget(self, number: str) -> None:
-        self._delete(number)
-
-    def _payloads(self, number: str) -> list[dict[str, Any]]:
-        """All memories of a caller, oldest first, also those of embedders used before."""
-        found = []
+    def _texts(self, number: str, **fields: str) -> list[str]:
+        """A caller's memories, oldest first, also those of embedders used before."""
+        found, wanted = [], _matching(user_id=number, **fields)
         with self._lock:
             for name in self._collections():
-                points, _ = self._client.scroll(
-                    name, scroll_filter=_matching(user_id=number), limit=MAX_LISTED
-                )
+                points, _ = self._client.scroll(name, wanted, limit=MAX_LISTED)
                 found += [point.payload for point in points if "call_id" in point.payload]
-        return sorted(found, key=lambda payload: datetime.fromisoformat(payload["created_at"]))
+        found.sort(key=lambda payload: datetime.fromisoformat(payload["created_at"]))
+        return [payload["data"] for payload in found]
 
-    def _delete(self, number: str, *, id: str = "", **fields: str) -> None:
-        wanted = _matching(user_id=number, **fields)
-        if id:
-            wanted.must = [HasIdCondition(has_id=[id])]
+    def delete(self, number: str, **fields: str) -> None:
+        """Delete a caller's memories that have these fields; by default all of them."""
+        wanted = models.FilterSelector(filter=_matching(user_id=number, **fields))
         with self._lock:
             for name in self._collections():
-                self._client.delete(name, points_selector=FilterSelector(filter=wanted))
+                self._client.delete(name, points_selector=wanted)
 
     def _collections(self) -> list[str]:
         names = [c.name for c in self._client.get_collections().collections]
         return [name for name in names if name.startswith(COLLECTIONS)]
 
 
-def _matching(**fields: str) -> Filter:
-    return Filter(
-        must=[FieldCondition(key=key, match=MatchValue(value=v)) for key, v in fields.items()]
-    )
+def _matching(**fields: str) -> models.Filter:
+    value, has = models.MatchValue, models.FieldCondition
+    return models.Filter(must=[has(key=k, match=value(value=v)) for k, v in fields.items()])
 
 
 def _open_mem0(settings: Settings) -> Any:
@@ -324,21 +287,10 @@ def _open_mem0(settings: Settings) -> Any:
     os.environ.pop("OPENROUTER_API_KEY", None)
     logging.getLogger("mem0").setLevel(logging.ERROR)
     mem0 = importlib.import_module("mem0")
-    factory = importlib.import_module("mem0.utils.factory")
-
-    factory.EmbedderFactory.provider_to_class["huggingface"] = (
-        f"{__name__}.{HashedEmbedder.__name__}"
-    )
+    factory = importlib.import_module("mem0.utils.factory").EmbedderFactory
+    factory.provider_to_class["huggingface"] = f"{__name__}.HashedEmbedder"
     key, url = settings.openai_api_key or "none", settings.openai_base_url
-    model = {"model": settings.memory_model, "api_key": key, "openai_base_url": url}
-    opened = mem0.Memory.from_config(
-        {
-            "vector_store": {"provider": "qdrant", "config": _vector_store(settings)},
-            "embedder": _embedder(settings),
-            "llm": {"provider": "openai", "config": model},
-            "history_db_path": ":memory:",
-        }
-    )
+    opened = mem0.Memory.from_config(_config(settings, {"api_key": key, "openai_base_url": url}))
     client = OpenAI(api_key=key, base_url=url, timeout=LEARN_TIMEOUT_S, max_retries=0)
     opened.llm.client = client
     if settings.has_embeddings:
@@ -346,47 +298,27 @@ def _open_mem0(settings: Settings) -> Any:
     return opened
 
 
-def _embedder(settings: Settings) -> dict[str, Any]:
-    if not settings.has_embeddings:
-        return {"provider": "huggingface", "config": {}}
-    config = {
-        "model": settings.embedding_model,
-        "api_key": settings.openai_api_key,
-        "openai_base_url": settings.openai_base_url,
-    }
-    return {"provider": "openai", "config": config}
-
-
-def _vector_store(settings: Settings) -> dict[str, Any]:
-    name = settings.embedding_model if settings.has_embeddings else "hashed"
-    config: dict[str, Any] = {
+def _config(settings: Settings, account: dict[str, str]) -> dict[str, Any]:
+    name, size, embedder = "hashed", HASHED_DIMENSIONS, {"provider": "huggingface", "config": {}}
+    if settings.has_embeddings:
+        name, size = settings.embedding_model, EMBEDDING_DIMENSIONS
+        embedder = {"provider": "openai", "config": account | {"model": name}}
+    vectors: dict[str, Any] = {
         "collection_name": COLLECTIONS + re.sub(r"\W+", "_", name),
-        "embedding_model_dims": (
-            EMBEDDING_DIMENSIONS if settings.has_embeddings else HASHED_DIMENSIONS
-        ),
+        "embedding_model_dims": size,
     }
-    if not settings.qdrant_url:
-        return config | {"path": str(settings.data_dir / "memories"), "on_disk": True}
-    key = settings.qdrant_api_key or None
-    client = QdrantClient(url=settings.qdrant_url, api_key=key, timeout=STORE_TIMEOUT_S)
-    return config | {"client": client}
-
-
-class Locked:
-    """A vector store that one thread at a time may use."""
-
-    def __init__(self, store: Any, lock: threading.RLock) -> None:
-        self._store = store
-        self._lock = lock
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._store, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self._lock:
-                return found(*args, **kwargs)
-
-        return call if callable(found) and name != "client" else found
+    if settings.qdrant_url:
+        key = settings.qdrant_api_key or None
+        # Mem0 would open an embedded store for a URL it can't parse, and wait for ever.
+        vectors["client"] = QdrantClient(settings.qdrant_url, api_key=key, timeout=STORE_TIMEOUT_S)
+    else:
+        vectors |= {"path": str(settings.data_dir / "memories"), "on_disk": True}
+    return {
+        "vector_store": {"provider": "qdrant", "config": vectors},
+        "embedder": embedder,
+        "llm": {"provider": "openai", "config": account | {"model": settings.memory_model}},
+        "history_db_path": ":memory:",
+    }
 
 
 class HashedEmbedder:
@@ -395,7 +327,7 @@ class HashedEmbedder:
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def embed(self, words: str, memory_action: str | None = None) -> list[float]:
+    def embed(self, words: str, memory_action: str = "") -> list[float]:
         vector = [0.0] * HASHED_DIMENSIONS
         for word in _words(words):
             padded = f"<{word}>"
@@ -405,38 +337,32 @@ class HashedEmbedder:
         length = math.hypot(*vector)
         return [x / length for x in vector] if length else [1.0, *vector[1:]]
 
-    def embed_batch(self, texts: list[str], memory_action: str = "add") -> list[list[float]]:
+    def embed_batch(self, texts: list[str], memory_action: str = "") -> list[list[float]]:
         return [self.embed(words) for words in texts]
 
 
-_EMPTY = frozenset(
-    re.findall(
-        r"\S+",
-        "a an the this that these those i i'm i've me my mine we we're we've our us you your he "
-        "she they it its is am are was were be been has have had do does did to of in on at for "
-        "and or with please caller caller's customer customer's user user's what about",
-    )
+_EMPTY = set(
+    "a an the this that these those i i'm i've me my mine we we're we've our us you your he she "  # noqa: SIM905
+    "they it its is am are was were be been has have had do does did to of in on at for and or "
+    "with please caller caller's customer customer's user user's what about".split()
 )
-_NEGATIONS = frozenset({"not", "no", "never", "don't", "doesn't", "isn't", "can't", "without"})
+_NEGATIONS = {"not", "no", "never", "don't", "doesn't", "isn't", "can't", "without"}
 _LEAD_IN = re.compile(
-    r"\A(?:(?:by the way|oh|um+|uh+|erm?|well|so|yes|yeah|hi|hello|hey|okay|ok|and|but|also|"
-    r"actually|look|listen|you know|just so you know|for the record|please note|note that|"
-    r"please remember|remember)\b(?: that\b)?[\s,:.!-]*)+",
-    re.IGNORECASE,
+    r"(?i)\A(?:(?:(?:just so )?you know|by the way|oh|um+|uh+|erm?|well|so|yes|yeah|hi|hello|hey|"
+    r"okay|ok|and|but|also|actually|look|listen|for the record|(?:please )?(?:note|remember))\b"
+    r"(?: that\b)?[\s,:.!-]*)+"
 )
 _ABOUT_ME = re.compile(
-    r"(?:my\b.*\b(?:is|are|was|has|have)\b|(?:i am|i'm|we are|we're)\b|"
-    r"(?:i|we)(?: have|'ve|(?: \w+)? (?:live|work|prefer|use|own))\b)",
-    re.IGNORECASE,
+    r"(?i)my\b.*\b(?:is|are|was|has|have)\b|(?:i am|i'm|we are|we're|i've|we've)\b|"
+    r"(?:i|we)(?: have|(?: \w+)? (?:live|work|prefer|use|own))\b"
 )
 _REQUEST = re.compile(
-    r"\b(?:i|we)(?:'m| am|'re| are|'d| would|'ve been| have been)?(?: just| really| also)? "
-    r"(?:want|need|like|call|look|try|wonder|hop|ring|phon|ask|going|sorry|afraid|fine|good|ok|"
-    r"sure|not sure|here|done|have to|have a question|had)\w*\b",
-    re.IGNORECASE,
+    r"(?i)(?:i|we)(?:'m| am|'re| are|'d| would|'ve| have)?(?: been)?(?: just| really| also| not)? "
+    r"(?:want|need|like|call|look|try|wonder|wait|having|hop|ring|phon|ask|going|sorry|afraid|fine|"
+    r"good|ok|sure|here|done|have to|(?:have )?(?:a|one|another) (?:question|problem)|had)\w*\b"
 )
 _SECRET = re.compile(
-    r"\b(?:card|cvv|cvc|pin|password|passcode|security code)\b|(?:\d[ -]?){13}", re.I
+    r"(?i)\b(?:card|cvv|cvc|pin|password|passcode|security code)\b|(?:\d[ -]?){13}"
 )
 
 
@@ -444,15 +370,11 @@ def statements(words: Iterable[str]) -> list[str]:
     """What a caller said about themselves that lasts: no questions, requests or secrets."""
     found = []
     for said in words:
-        for sentence in re.split(r"(?<=[.!?])\s+", said.replace("\u2019", "'")):
-            stripped = _LEAD_IN.sub("", sentence.strip(), count=1) if sentence else ""
-            if (
-                _ABOUT_ME.match(stripped)
-                and not stripped.endswith("?")
-                and not _REQUEST.match(stripped)
-                and not _SECRET.search(stripped)
-            ):
-                found.append(stripped[0].upper() + stripped[1:])
+        for sentence in re.split(r"(?<=[.!?])\s+", said.replace("\u2019", "'").strip()):
+            told = _LEAD_IN.sub("", sentence)
+            left_out = told.endswith("?") or _REQUEST.match(told) or _SECRET.search(told)
+            if _ABOUT_ME.match(told) and not left_out:
+                found.append(told[0].upper() + told[1:])
     return found
 
 

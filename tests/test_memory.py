@@ -18,6 +18,7 @@ import durable
 from config import Settings
 from memory import Memory, repeats, statements
 from records import Records, RecordsUnavailable
+from tests.postgres import Postgres
 from tests.test_durable import until
 
 ROOT = Path(__file__).parent.parent
@@ -36,8 +37,7 @@ def stuck(number, facts):
 settings = Settings(data_dir=Path(sys.argv[1]))
 records = Records(settings.records_url, spool=settings.data_dir / "spool")
 records.migrate()
-if sys.argv[2] == "stuck":
-    records.set_facts = stuck
+records.set_facts = stuck
 memory = Memory(settings, records)
 memory.start()
 print("started", flush=True)
@@ -145,9 +145,9 @@ def traces(folder: Path, words: str) -> list[str]:
     return found
 
 
-def run(settings: Settings, how: str) -> subprocess.Popen[str]:
-    """Another process that owns the memory of these settings."""
-    arguments = [sys.executable, "-c", PROCESS, str(settings.data_dir), how]
+def run(settings: Settings) -> subprocess.Popen[str]:
+    """Another process that owns the memory, and can write a memory but not commit it."""
+    arguments = [sys.executable, "-c", PROCESS, str(settings.data_dir)]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "started\n"
@@ -218,44 +218,57 @@ def test_work_that_is_repeated_leaves_no_double(memory: Memory, records: Records
     assert memory.known(ANNA) == ["I live in Leeds"]
 
 
-def test_killed_between_write_and_commit(settings: Settings, records: Records) -> None:
+def test_an_owner_killed_between_write_and_commit_is_followed(
+    settings: Settings, records: Records
+) -> None:
     memory = Memory(settings, records)
-    process = run(settings, "stuck")
+    owner = run(settings)
     try:
-        assert process.stdout
-        memory.remember(ANNA, "1", "Lives in Leeds")
-        assert process.stdout.readline() == "written\n"
-        process.kill()
-        process.wait()
-
-        memory.start()
-        until(lambda: is_idle(records))
-        assert memory.known(ANNA) == ["Lives in Leeds"]
-        assert memory.search(ANNA, "Leeds") == ["Lives in Leeds"]
-    finally:
-        process.kill()
-        memory.close()
-
-
-def test_a_second_process_adds_and_takes_over(settings: Settings, records: Records) -> None:
-    memory = Memory(settings, records)
-    process = run(settings, "free")
-    try:
+        assert owner.stdout
         memory.start()
         memory.remember(ANNA, "1", "Lives in Leeds")
-        until(lambda: is_idle(records))
-        assert process.poll() is None
-        assert memory.search(ANNA, "town") == ["Lives in Leeds"]
+        assert owner.stdout.readline() == "written\n"
+        memory.tend()
+        assert memory.known(ANNA) == []
+        owner.kill()
+        owner.wait()
 
-        process.kill()
-        process.wait()
         memory.remember(ANNA, "2", "Keeps bees")
         memory.tend()
         until(lambda: is_idle(records))
         assert memory.known(ANNA) == ["Lives in Leeds", "Keeps bees"]
+        assert memory.search(ANNA, "Leeds") == ["Lives in Leeds"]
     finally:
-        process.kill()
+        owner.kill()
         memory.close()
+
+
+def test_postgres_keeps_the_row_and_the_queue(tmp_path: Path, postgres: Postgres | None) -> None:
+    if postgres is None:
+        pytest.skip("Postgres is not installed")
+    settings = Settings(data_dir=tmp_path, database_url=postgres.new_database())
+    records = Records(settings.records_url, spool=tmp_path / "spool")
+    records.migrate()
+    memory = Memory(settings, records)
+    memory.start()
+    memory.learn(ANNA, "1", ["I live in Leeds"])
+    until(lambda: is_idle(records))
+    assert memory.known(ANNA) == ["I live in Leeds"]
+    memory.forget(ANNA, "1")
+    until(lambda: is_idle(records))
+
+    assert memory.known(ANNA) == []
+    assert not traces(tmp_path, "Leeds")
+    memory.close()
+    records.dispose()
+
+
+def test_who_does_not_own_the_store_finds_by_words(settings: Settings, records: Records) -> None:
+    memory = Memory(settings, records)
+    records.set_facts(ANNA, ["Keeps bees", "Lives in Leeds"])
+
+    assert memory.search(ANNA, "where does she live, Leeds?") == ["Lives in Leeds", "Keeps bees"]
+    memory.close()
 
 
 def test_without_records_nothing_is_promised(settings: Settings, tmp_path: Path) -> None:
