@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -106,12 +107,8 @@ class Durable:
             "executor_id": EXECUTOR,
             "log_level": "CRITICAL",
         }
-        DBOS(config=config)
         self._launched = True
-        DBOS.launch()
-        DBOS.register_queue(
-            QUEUE, global_concurrency=1, polling_interval_sec=POLL_S, on_conflict="always_update"
-        )
+        _off_the_loop(lambda: _launch(config))
 
     def enqueue(self, work_id: str) -> None:
         """Have the owner run this work once; if the queue is away, it is left for `tend`."""
@@ -130,6 +127,9 @@ class Durable:
     def tend(self, pending: Iterable[str]) -> None:
         """Purge what is done; enqueue what is pending but has no workflow, or has a failed one."""
         waiting = set(pending)
+        _off_the_loop(lambda: self._tend(waiting))
+
+    def _tend(self, waiting: set[str]) -> None:
         client = self._reach()
         if client is None:
             return
@@ -173,7 +173,7 @@ class Durable:
             # DBOS's own wait takes a second even when nothing runs.
             if _busy.acquire(timeout=CLOSE_S):
                 _busy.release()
-            DBOS.destroy()
+            _off_the_loop(DBOS.destroy)
 
     def close(self) -> None:
         """Halt, and let another process own the queue."""
@@ -194,6 +194,20 @@ class Durable:
             self._connection.invalidate()
             self._connection.close()
             self._connection = None
+
+
+def _off_the_loop(act: Callable[[], None]) -> None:
+    """DBOS refuses to be called in a thread that runs an event loop, or adopts the loop."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(act).result()
+
+
+def _launch(config: DBOSConfig) -> None:
+    DBOS(config=config)
+    DBOS.launch()
+    DBOS.register_queue(
+        QUEUE, global_concurrency=1, polling_interval_sec=POLL_S, on_conflict="always_update"
+    )
 
 
 def _updated(status: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -167,6 +168,19 @@ def test_what_was_said_is_known_later_and_only_that(
     assert memory.search(ANNA, "Which town does she live in?")[0] == "I live in Leeds."
     assert traces(settings.data_dir, "Leeds")
     until(lambda: not traces(settings.data_dir, "Zanzibar"))
+
+
+async def test_it_is_started_and_tended_on_an_event_loop(
+    settings: Settings, records: Records
+) -> None:
+    memory = Memory(settings, records)
+    memory.start()
+    memory.learn(ANNA, "1", ["I live in Leeds"])
+    memory.tend()
+    await asyncio.to_thread(until, lambda: is_idle(records))
+    memory.close()
+
+    assert memory.known(ANNA) == ["I live in Leeds"]
 
 
 def test_knowing_takes_no_time(memory: Memory, records: Records) -> None:
