@@ -17,6 +17,12 @@ _FRAME, _HOP, _BANDS = 1024, RATE // 25, 12
 _SLACK = 8
 """How far (in hops of 40 ms) what is heard may be shifted against what is known."""
 _FEWEST = 6
+_WORTH_A_LOOK = 0.45
+"""Least correlation of a place in a recording that is looked at elastically."""
+_LIKELY = 5
+"""How many of the best matches are looked at again, elastically."""
+_CHUNK, _DRIFT = 10, 2
+"""Hops that keep together, and by how many the next may be shifted against them."""
 _MIDDLE = 17.0
 """A usual log-mel energy; taken off, so that single precision suffices."""
 
@@ -83,7 +89,11 @@ class Ear:
             if not self._known:
                 return Heard(None, 0.0, 0.0)
             stack = self._stack = self._stack or _Stack.of(self._known)
-        scores, covers = stack.match(features(pcm16k))
+        heard = features(pcm16k)
+        scores, covers = stack.match(heard)
+        for likely in np.argsort(scores)[-_LIKELY:]:
+            template = stack.values[likely, : stack.sizes[likely]] + _MIDDLE
+            scores[likely] = max(scores[likely], elastic(heard, template))
         if whole:
             scores = scores - 0.3 * np.maximum(0.0, 0.9 - covers)
         at = int(np.argmax(scores))
@@ -169,6 +179,37 @@ def _running(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(sums, ((0, 0), (1, 0))), np.pad(squares, ((0, 0), (1, 0)))
 
 
+def elastic(heard: np.ndarray, template: np.ndarray) -> float:
+    """How alike two utterances are if one is stretched or squeezed here and there.
+
+    A jitter buffer does that to speech while the machine is busy; 0 to 1, less for what is over.
+    """
+    a, b = heard - heard.mean(), template - template.mean()
+    shifts = np.arange(-_SLACK - 4, _SLACK + 5)
+    total = np.zeros((len(shifts), 3))  # per shift of the last chunk: product, energies
+    for start in range(0, len(b) - _FEWEST + 1, _CHUNK):
+        chunk = b[start : start + _CHUNK]
+        parts = np.zeros((len(shifts), 3))
+        for i, shift in enumerate(shifts):
+            at = start + shift
+            piece = a[max(0, at) : max(0, at + len(chunk))]
+            if at >= 0 and len(piece) == len(chunk):
+                parts[i] = np.vdot(piece, chunk), np.vdot(piece, piece), np.vdot(chunk, chunk)
+        if not parts.any():
+            break
+        worth = _likeness(total)
+        reach = [
+            max(range(max(0, i - _DRIFT), min(len(shifts), i + _DRIFT + 1)), key=worth.__getitem__)
+            for i in range(len(shifts))
+        ]
+        total = np.where(parts.any(axis=1)[:, None], total[reach] + parts, 0.0)
+    return float(_likeness(total).max()) - 0.3 * max(0.0, len(heard) / len(template) - 1.3)
+
+
+def _likeness(total: np.ndarray) -> np.ndarray:
+    return np.asarray(total[:, 0] / (np.sqrt(total[:, 1] * total[:, 2]) + 1e-9))
+
+
 def _encloses(outer: Found, inner: Found) -> bool:
     return outer.start_s < (inner.start_s + inner.end_s) / 2 < outer.end_s
 
@@ -185,11 +226,13 @@ def _places(text: str, template: np.ndarray, fine: np.ndarray, min_score: float)
     scores = (flat @ wanted) / (np.linalg.norm(wanted) * spread)
     scores[flat.mean(axis=1) < template.mean() - 4] = 0  # silence is like anything
     found = []
-    while len(scores) and (best := int(np.argmax(scores))) >= 0 and scores[best] >= min_score:
+    while len(scores) and (best := int(np.argmax(scores))) >= 0 and scores[best] >= _WORTH_A_LOOK:
         there = flat[best].reshape(template.shape)
         start = best * _HOP / 2 / RATE
         end = start + size * _HOP / RATE
-        found.append(Found(text, start, end, float(scores[best]), _came_through(there, template)))
+        score = max(float(scores[best]), elastic(fine[best : best + 2 * size + 8 : 2], template))
+        if score >= min_score:
+            found.append(Found(text, start, end, score, _came_through(there, template)))
         scores[max(0, best - size) : best + size] = 0
     return found
 
