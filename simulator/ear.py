@@ -55,7 +55,7 @@ class Ear:
         self._stack: _Stack | None = None
         self._lock = threading.Lock()
 
-    def transcribe(self, pcm16k: np.ndarray, min_score: float = 0.7) -> list[Found]:
+    def transcribe(self, pcm16k: np.ndarray, min_score: float = 0.8) -> list[Found]:
         """The known utterances in a longer recording, in the order in which they were spoken."""
         with self._lock:
             known = list(self._known.items())
@@ -66,7 +66,7 @@ class Ear:
             for found in _places(text, template, fine, min_score)
         ]
         chosen: list[Found] = []
-        for found in sorted(candidates, key=lambda f: -f.score * (f.end_s - f.start_s)):
+        for found in sorted(candidates, key=lambda f: -f.score - 0.01 * (f.end_s - f.start_s)):
             middle = (found.start_s + found.end_s) / 2
             if not any(c.start_s < middle < c.end_s or _encloses(found, c) for c in chosen):
                 chosen.append(found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -124,19 +125,30 @@ class StandInProviders:
         if not body.get("stream"):
             return web.json_response(_completion(answer))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        with contextlib.suppress(ConnectionResetError):  # the caller spoke on: no longer wanted
+            await self._stream(request, response, answer, fault)
+        return response
+
+    async def _stream(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        answer: str | ToolCall,
+        fault: str,
+    ) -> None:
+        behavior = self.services["llm"]
         await response.prepare(request)
         await asyncio.sleep(behavior.delay.seconds())
         for count, delta in enumerate(_deltas(answer)):
             if fault == "cut" and count == _CUT_AFTER_WORDS and request.transport:
                 request.transport.close()
-                return response
+                return
             await response.write(_event(delta))
             await asyncio.sleep(_WORD_S)
         finish = "tool_calls" if isinstance(answer, ToolCall) else "stop"
         await response.write(_event({}, finish, usage=_USAGE))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
-        return response
 
     # Speech to text
 

@@ -90,6 +90,8 @@ class Rehearsal:
         """Since when what is heard has not been looked at."""
         self.cut_at: list[float] = []
         """When the caller interrupted (monotonic)."""
+        self.is_asked = False
+        """Whether the caller's last words are still to be answered."""
         self.reply_ms: list[float] = []
 
     async def play(self) -> Report:
@@ -156,7 +158,7 @@ class Rehearsal:
     async def _say(self, phone: Phone, step: Step) -> None:
         self.show(phone.voice, step.text)
         said = await phone.say(step.text)
-        self.mark = said.end
+        self.mark, self.is_asked = said.end, True
 
     async def _interrupt(self, phone: Phone, step: Step) -> None:
         await phone.agent_speaks(HEAR_LIMIT_S, since=self.mark)
@@ -169,6 +171,7 @@ class Rehearsal:
     async def _hear(self, phone: Phone, step: Step) -> None:
         """The agent speaks, and what it says has the step's words in it."""
         started: float | None = None
+        is_reply = self.is_asked
         deadline = time.monotonic() + HEAR_LIMIT_S
         words = ""
         since = self.mark
@@ -179,12 +182,13 @@ class Rehearsal:
                 break
             if started is None:
                 started = start
-                if phone.said and self.mark == phone.said[-1].end:
+                if self.is_asked:
+                    self.is_asked = False
                     self.reply_ms.append((start - self.mark) * 1000)
             words = self._words(phone)
             if _plain(step.text) in _plain(words):
-                reply = f" ({(started - self.mark) * 1000:.0f} ms)"
-                self.show("agent", words + (reply if phone.said else ""))
+                reply = f" ({(started - self.mark) * 1000:.0f} ms)" if is_reply else ""
+                self.show("agent", words + reply)
                 self.mark = max(self.mark, end)
                 return
             since = end + 0.05
