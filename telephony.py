@@ -37,6 +37,10 @@ _DISPOSITION_OF_STATUS = {
 }
 
 
+CALLER_LEFT_S = 0.3
+"""A caller gone so soon after a transfer hung up: the bridge ends a transferred leg after 1.0 s."""
+
+
 class DialFailed(Exception):
     """Nobody was reached; `ending` says how."""
 
@@ -187,10 +191,17 @@ class PhoneLine:
             if self.left.is_set():
                 raise CallerLeft from error
             raise TransferFailed(_transfer_problem(error)) from error
-        if self.left.is_set():
-            raise CallerLeft
         if response.status == api.SIPTransferStatus.STS_TRANSFER_FAILED:
             raise TransferFailed("refused")
+        if await self._leaves_within(CALLER_LEFT_S):
+            raise CallerLeft
+
+    async def _leaves_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self.left.wait(), seconds)
+        except asyncio.TimeoutError:
+            return self.status == "hangup"
+        return True
 
     async def hang_up(self) -> None:
         """Delete the room: whoever is on the line, or still being dialled, is hung up."""

@@ -41,9 +41,10 @@ class Behavior:
             raise ValueError(f"a fault is one of {', '.join(KINDS)}, not {kind}")
         self.faults.extend([kind] * times)
 
-    def next_fault(self) -> str:
-        """The fault of this request; "" if it works."""
-        return self.faults.popleft() if self.faults else ""
+    def next_fault(self, *kinds: str) -> str:
+        """The fault of this request; "" if it works, or would fail in none of these `kinds`."""
+        is_due = self.faults and (not kinds or self.faults[0] in kinds)
+        return self.faults.popleft() if is_due else ""
 
 
 async def hang() -> None:

@@ -6,12 +6,13 @@ known of the caller. Everything it says of anybody or anything is in the request
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import Stemmer
+import Stemmer  # type: ignore[import-not-found]
 
 PASSAGES = "Passages from our knowledge base"
 NOTHING = "Our knowledge base has nothing"
@@ -23,7 +24,7 @@ _COMMON = frozenset(
     can could will would shall should may might must have has had i you he she it we they me my
     your our their his her its this that these those there here what which who whom whose when
     where why how if so as not no yes please just about any some much many long get got know tell
-    remember recall told said say called""".split()
+    remember recall told said say called""".split()  # noqa: SIM905 a list would fill a page
 )
 _QUESTION = re.compile(
     r"\?\s*$|^(what|when|where|who|why|how|which|do|does|did|is|are|can|could|may|will|would)\b",
@@ -51,6 +52,8 @@ class Asked:
     """The system messages, latest first."""
     tools: dict[str, Any]
     """Parameters (JSON schema) by tool name."""
+    is_first: bool = False
+    """Whether the agent has yet to say something."""
 
     def lines(self, heading: str) -> list[str]:
         """The lines below the latest system text with that heading."""
@@ -66,14 +69,15 @@ Rule = Callable[[Asked], "str | ToolCall | None"]
 def reply(body: dict[str, Any]) -> str | ToolCall:
     """What the model answers to an OpenAI chat completion request."""
     messages = body["messages"]
-    last = messages[-1]
+    last = next(m for m in reversed(messages) if m["role"] not in ("system", "developer"))
     words = next((_text(m) for m in reversed(messages) if m["role"] == "user"), "")
     system = [_text(m) for m in reversed(messages) if m["role"] in ("system", "developer")]
     tools = {
         tool["function"]["name"]: tool["function"].get("parameters", {})
         for tool in body.get("tools") or []
     }
-    asked = Asked(words, system, tools if body.get("tool_choice") != "none" else {})
+    is_first = not any(m["role"] == "assistant" for m in messages)
+    asked = Asked(words, system, tools if body.get("tool_choice") != "none" else {}, is_first)
     if last["role"] == "tool":
         return _of_tool(_text(last), asked)
     return next(answer for rule in RULES if (answer := rule(asked)))
@@ -101,8 +105,17 @@ def _of_tool(result: str, asked: Asked) -> str:
 UNKNOWN = "I'm sorry, I don't know that. Would you like me to put you through to a person?"
 
 
+def _opening(asked: Asked) -> str | ToolCall | None:
+    """The first words of a call that we placed, to whoever answers it."""
+    greets = r"^\W*(hello|hi|hey|yes|speaking|this is|good (morning|afternoon|evening))\b"
+    if asked.is_first and re.search(greets, asked.words, re.IGNORECASE):
+        lines = (line for text in asked.system for line in text.splitlines())
+        return next((line[9:].strip() for line in lines if line.startswith("Opening: ")), None)
+    return None
+
+
 def _goodbye(asked: Asked) -> str | ToolCall | None:
-    ends = r"\b(good ?bye|bye|that's all|that is all|hang up|stop calling|don't call|not interested)"
+    ends = r"\b(good ?bye|bye|that's all|that is all|hang up|(stop|don't) call|not interested)"
     if re.search(ends, asked.words, re.IGNORECASE):
         return _use(asked, "end_call") or "Goodbye."
     return None
@@ -110,7 +123,9 @@ def _goodbye(asked: Asked) -> str | ToolCall | None:
 
 def _machine(asked: Asked) -> str | ToolCall | None:
     recorded = r"leave (a|your) |after the (tone|beep)|you('ve| have) reached|voice ?mail|mailbox"
-    if re.search(recorded, asked.words, re.IGNORECASE):
+    absent = r"can('t|not) come to the phone|\b(not available|unavailable)\b"
+    is_recorded = re.search(recorded, asked.words, re.IGNORECASE)
+    if is_recorded or (asked.is_first and re.search(absent, asked.words, re.IGNORECASE)):
         return _use(asked, "detected_answering_machine")
     return None
 
@@ -145,12 +160,23 @@ def _nature(asked: Asked) -> str | ToolCall | None:
 
 def _about_caller(asked: Asked) -> str | ToolCall | None:
     asks = r"\b(remember|recall|told you|know about me)\b"
-    if not re.search(asks, asked.words, re.IGNORECASE):
-        return None
     facts = _facts(asked.lines(KNOWN))
+    if not re.search(asks, asked.words, re.IGNORECASE):
+        return _own(asked, facts)
     if best := _best(asked.words, facts):
         return _quote(best)
     return _use(asked, "recall_caller", topic=asked.words) or "I'm sorry, I don't remember that."
+
+
+def _own(asked: Asked, facts: list[str]) -> str | None:
+    """A question with `my` or `I` in it, if a fact of theirs fits it better than any passage."""
+    if not (_QUESTION.search(asked.words) and re.search(r"\b(my|I)\b", asked.words)):
+        return None
+    wanted, fact = stems(asked.words), _best(asked.words, facts)
+    sentence = _best(asked.words, _sentences(_passages(asked.lines(PASSAGES))))
+    if len(wanted & stems(fact)) > len(wanted & stems(sentence)):
+        return _quote(fact)
+    return None
 
 
 def _question(asked: Asked) -> str | ToolCall | None:
@@ -178,6 +204,7 @@ def _anything(asked: Asked) -> str | ToolCall | None:
 
 RULES: list[Rule] = [
     _machine,
+    _opening,
     _goodbye,
     _forget,
     _remember,
@@ -196,7 +223,8 @@ def _use(asked: Asked, tool: str, **arguments: str) -> ToolCall | None:
 
 
 def _facts(lines: Iterable[str]) -> list[str]:
-    return [line[2:].strip() for line in lines if line.startswith("- ")]
+    listed = itertools.takewhile(lambda line: line.startswith("- "), lines)
+    return [line[2:].strip() for line in listed]
 
 
 def _passages(lines: Iterable[str]) -> list[str]:
@@ -223,10 +251,14 @@ def _best(question: str, candidates: list[str]) -> str:
 
 def _best_sentences(question: str, passages: list[str]) -> str:
     """The one sentence of the passages that answers best; among equals of the best passage."""
-    sentences = [
+    sentences = _sentences(passages)
+    return _best(question, sentences) or (sentences[0] if sentences else "")
+
+
+def _sentences(passages: list[str]) -> list[str]:
+    return [
         sentence.strip()
         for passage in passages
         for sentence in re.split(r"(?<=[.!?])\s+", re.sub(r"[#*_`]", "", passage))
         if len(sentence.split()) > 2
     ]
-    return _best(question, sentences) or (sentences[0] if sentences else "")

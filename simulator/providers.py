@@ -154,7 +154,7 @@ class StandInProviders:
 
     async def _listen(self, request: web.Request) -> web.StreamResponse:
         behavior = self.services["stt"]
-        fault = behavior.next_fault()
+        fault = behavior.next_fault("refuse", "hang")
         if fault == "refuse":
             return web.Response(status=503)
         if fault == "hang":
@@ -169,12 +169,11 @@ class StandInProviders:
 
     async def _speak(self, request: web.Request) -> web.StreamResponse:
         behavior = self.services["tts"]
-        fault = behavior.next_fault()
-        if fault == "refuse":
+        if behavior.next_fault("refuse"):
             return web.Response(status=503)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
-        await Voicing(socket, self.agent_ear, behavior, fault, self.note).run()
+        await Voicing(socket, self.agent_ear, behavior, self.note).run()
         return socket
 
 

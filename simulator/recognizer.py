@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +54,13 @@ class Recognizer:
         self._new_s = 0.0
         """Audio since the last interim result."""
         self._sent_words = 0
+        self._heard_s = 0.0
+        """Audio of the whole stream; the segment began at `_begun_s`."""
+        self._begun_s = 0.0
+        self._fault = ""
+        """Of this utterance: see `_spoil`."""
+        self._order = asyncio.Lock()
+        """Finals are sent in the order in which they were spoken."""
         self._sending: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -62,17 +70,29 @@ class Recognizer:
                 await self._hear(np.frombuffer(message.data, np.int16))
             elif message.type is WSMsgType.TEXT:
                 kind = json.loads(message.data).get("type")
-                if kind == "Finalize" and self._is_talking:
-                    self._end_segment()
+                if kind in ("Finalize", "CloseStream") and self._is_talking:
+                    self._end_segment(from_finalize=kind == "Finalize")
                 if kind == "CloseStream":
+                    await asyncio.gather(*self._sending)
+                    await self._send({"type": "Metadata", "duration": self._heard_s})
                     break
         for task in self._sending:
             task.cancel()
         await self._socket.close()
 
+    async def _spoil(self) -> None:
+        """Take up a fault as somebody begins to speak: `refuse` closes the stream, `cut` does so
+        after the first words, `hang` makes it deaf."""
+        self._fault = self._fault or self._behavior.next_fault()
+        if self._fault == "refuse":
+            await self._socket.close(code=1011)
+
     async def _hear(self, pcm: np.ndarray) -> None:
+        if self._fault in ("hang", "refuse"):
+            return
         pcm = speech.resample(pcm, self._rate, speech.RATE)
         seconds = len(pcm) / speech.RATE
+        self._heard_s += seconds
         self._audio = np.concatenate([self._audio, pcm])
         if np.sqrt(np.mean(pcm.astype(np.float32) ** 2)) > LOUD:
             self._last_loud = time.monotonic()
@@ -80,7 +100,12 @@ class Recognizer:
             if not self._is_talking:
                 self._is_talking = True
                 self._new_s = 0.0
-                await self._send({"type": "SpeechStarted", "channel": [0, 1], "timestamp": 0.0})
+                self._begun_s = self._heard_s - seconds
+                await self._spoil()
+                if self._fault in ("hang", "refuse"):
+                    return
+                started = {"channel": [0, 1], "timestamp": self._begun_s}
+                await self._send({"type": "SpeechStarted"} | started)
         else:
             self._quiet_s += seconds
         if self._is_talking:
@@ -101,18 +126,22 @@ class Recognizer:
     async def _interim(self) -> None:
         heard = self._ear.hear(self._trimmed(), min_score=0.55)
         if heard.text and (words := heard.text.split()[self._sent_words :]):
-            await self._result(" ".join(words), is_final=False)
+            until_s = self._heard_s - self._quiet_s
+            await self._result(" ".join(words), (self._begun_s, until_s), is_final=False)
+            if self._fault == "cut":
+                await self._socket.close(code=1011)
 
-    def _end_segment(self) -> None:
+    def _end_segment(self, *, from_finalize: bool = False) -> None:
         self._is_talking = False
         heard = self._ear.hear(self._trimmed(), whole=not self._sent_words)
         words = (heard.text or "").split()[self._sent_words :]
         is_whole = heard.cover >= 0.9
         self._note("stt", f"{' '.join(words)} (score {heard.score:.2f})")
-        if words:
-            task = asyncio.ensure_future(self._final(" ".join(words), self._last_loud))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+        span = (self._begun_s, self._heard_s - self._quiet_s)
+        final = self._final(" ".join(words), span, self._last_loud, from_finalize)
+        task = asyncio.ensure_future(final)
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
         self._sent_words += len(words)
         if is_whole or not heard.text:
             self._forget()
@@ -121,15 +150,38 @@ class Recognizer:
         """What was heard so far, without the silence at its end."""
         return self._audio[: len(self._audio) - round(self._quiet_s * speech.RATE) or None]
 
-    async def _final(self, words: str, spoken_until: float) -> None:
-        wait = spoken_until + self._behavior.delay.seconds() - time.monotonic()
-        await asyncio.sleep(max(0.0, wait))
-        await self._result(words, is_final=True)
+    async def _final(
+        self, words: str, span: tuple[float, float], spoken_until: float, from_finalize: bool
+    ) -> None:
+        """The words of a segment; none if it was not understood: it is over all the same."""
+        due = spoken_until + self._behavior.delay.seconds()
+        async with self._order:
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            if self._fault == "cut":
+                await self._socket.close(code=1011)
+                return
+            await self._result(words, span, is_final=True, from_finalize=from_finalize)
 
-    async def _result(self, text: str, *, is_final: bool) -> None:
+    async def _result(
+        self,
+        text: str,
+        span: tuple[float, float],
+        *,
+        is_final: bool,
+        from_finalize: bool = False,
+    ) -> None:
+        """`span`: where in the stream the words are (s); each takes an equal share of it."""
+        start, end = span
+        each = (end - start) / max(1, len(text.split()))
         words = [
-            {"word": w, "punctuated_word": w, "start": 0.0, "end": 0.1, "confidence": 0.95}
-            for w in text.split()
+            {
+                "word": re.sub(r"[^\w']", "", word.lower()),
+                "punctuated_word": word,
+                "start": round(start + at * each, 3),
+                "end": round(start + (at + 1) * each, 3),
+                "confidence": 0.95,
+            }
+            for at, word in enumerate(text.split())
         ]
         alternative = {"transcript": text, "confidence": 0.95, "words": words, "languages": ["en"]}
         await self._send(
@@ -137,9 +189,9 @@ class Recognizer:
                 "type": "Results",
                 "is_final": is_final,
                 "speech_final": is_final,
-                "from_finalize": False,
-                "start": 0.0,
-                "duration": 1.0,
+                "from_finalize": from_finalize,
+                "start": start,
+                "duration": end - start,
                 "channel_index": [0, 1],
                 "metadata": {"request_id": "stand-in", "model_info": {}},
                 "channel": {"alternatives": [alternative]},

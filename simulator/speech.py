@@ -105,6 +105,14 @@ def _companded(samples: np.ndarray) -> np.ndarray:
     return np.asarray(np.sign(code) * (256 ** np.abs(code) - 1) / 255 * 32768)
 
 
+def mu_law(pcm: np.ndarray) -> bytes:
+    """int16 samples as G.711 mu-law bytes."""
+    size = np.minimum(np.abs(pcm.astype(np.int32)), 32635) + 132
+    exponent = np.floor(np.log2(size)).astype(np.int32) - 7
+    mantissa = (size >> (exponent + 3)) & 15
+    return bytes((~((pcm < 0) * 128 | exponent << 4 | mantissa) & 255).astype(np.uint8))
+
+
 @lru_cache(maxsize=512)
 def _spoken(piece: str, voice: str) -> np.ndarray:
     """One piece of speech at 16 kHz, trimmed and levelled, from the cache if it is there."""

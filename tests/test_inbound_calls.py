@@ -107,12 +107,12 @@ async def test_a_transfer_that_fails_keeps_the_caller(
     phone = await greeted(studio, transfer=transfer)
     said = await phone.say("Could you put me through to a person, please?")
     await eventually(lambda: asyncio.sleep(0, bool(phone.transfers)))
-    await phone.agent_says(20, since=said.end + 2.5, quiet_s=1.0)
+    await eventually(lambda: asyncio.sleep(0, "did not work" in heard(studio, phone, said.end)))
+    await phone.agent_quiet()
     answer = await ask(studio, phone, "How much does furniture delivery cost?")
     await phone.hang_up()
     row = await studio.closed(phone.room_name)
 
-    assert "did not work" in heard(studio, phone, said.end)
     assert "49 dollars" in answer
     assert [(t.name, t.code) for t in row.tool_calls] == [("transfer_call", code)]
     assert row.disposition == "completed"
@@ -121,7 +121,7 @@ async def test_a_transfer_that_fails_keeps_the_caller(
 @pytest.mark.parametrize("fault", ["refuse", "hang", "cut"])
 async def test_a_failing_model_is_heard_as_an_apology(studio: Studio, fault: str) -> None:
     phone = await greeted(studio)
-    studio.stand_ins.fault("llm", fault)
+    studio.stand_ins.fault("llm", fault, times=3)  # some are speculative
     said = await phone.say("How long do I have to return something?")
     start, _ = await phone.agent_says(since=said.end)
     words = heard(studio, phone, said.end)

@@ -1,0 +1,526 @@
+"""The real plugins take the stand-ins for their providers: when they work and when they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+import pytest_asyncio
+from livekit import rtc
+from livekit.agents import APIConnectOptions, APIError, stt
+from livekit.agents.llm import ChatContext, function_tool
+from livekit.plugins import cartesia, deepgram, openai
+
+from simulator.model import ToolCall, reply
+from simulator.providers import Entry, StandInProviders
+from simulator.speech import RATE, mu_law, silence, synthesize, telephone_line
+
+ONCE = APIConnectOptions(max_retry=0, timeout=1.0)
+QUESTION = "Where is my order?"
+FRAME_S = 0.05
+
+
+@pytest_asyncio.fixture
+async def stand_ins() -> AsyncIterator[StandInProviders]:
+    stand_ins = StandInProviders()
+    for behavior in stand_ins.services.values():
+        behavior.delay.ms = 20
+    await stand_ins.start()
+    yield stand_ins
+    await stand_ins.stop()
+
+
+@pytest_asyncio.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as http:
+        yield http
+
+
+# Speech to text
+
+
+class Caller:
+    """Speaks into a Deepgram stream at a phone's pace; `events` is all that it was told."""
+
+    def __init__(self, stand_ins: StandInProviders, http: aiohttp.ClientSession) -> None:
+        env = stand_ins.env()
+        plugin = deepgram.STT(
+            api_key=env["DEEPGRAM_API_KEY"], base_url=env["DEEPGRAM_BASE_URL"], http_session=http
+        )
+        self._stand_ins = stand_ins
+        self._stream = plugin.stream(conn_options=ONCE)
+        self._news = asyncio.Event()
+        self.events: list[stt.SpeechEvent] = []
+        self.times: list[float] = []
+        """Of the event loop, at which each event came."""
+        self.listening = asyncio.ensure_future(self._listen())
+
+    async def _listen(self) -> None:
+        async for event in self._stream:
+            self.events.append(event)
+            self.times.append(asyncio.get_running_loop().time())
+            self._news.set()
+
+    async def say(self, text: str, *, known: bool = True) -> float:
+        """The event loop's time at which the last sample was sent."""
+        pcm = self._stand_ins.announce(text, "caller") if known else synthesize(text)
+        await self._send(telephone_line(pcm))
+        last = asyncio.get_running_loop().time()
+        await self._send(silence(0.6))
+        return last
+
+    async def _send(self, pcm: np.ndarray) -> None:
+        size = round(FRAME_S * RATE)
+        for start in range(0, len(pcm), size):
+            if self.listening.done():
+                return
+            part = np.pad(pcm[start : start + size], (0, max(0, start + size - len(pcm))))
+            self._stream.push_frame(rtc.AudioFrame(part.tobytes(), RATE, 1, size))
+            await asyncio.sleep(FRAME_S)  # a phone's own pace
+
+    async def finals(self, ends: int = 1) -> list[str]:
+        """All finals, once so many utterances have ended."""
+        while [event.type for event in self.events].count(ENDED) < ends:
+            self._news.clear()
+            await asyncio.wait_for(self._news.wait(), 5)
+        await self._stream.aclose()
+        await self.listening
+        return words(self.events, FINAL)
+
+    async def failed(self) -> None:
+        """Wait for the stream to fail."""
+        with pytest.raises(APIError):
+            await asyncio.wait_for(self.listening, 5)
+
+
+def words(events: list[stt.SpeechEvent], kind: stt.SpeechEventType) -> list[str]:
+    return [event.alternatives[0].text for event in events if event.type == kind]
+
+
+FINAL = stt.SpeechEventType.FINAL_TRANSCRIPT
+INTERIM = stt.SpeechEventType.INTERIM_TRANSCRIPT
+ENDED = stt.SpeechEventType.END_OF_SPEECH
+
+
+async def test_a_caller_is_understood_first_in_part_then_in_full(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession
+) -> None:
+    text = "I would like to talk to a person, please."
+    caller = Caller(stand_ins, http)
+    await caller.say(text)
+    finals = await caller.finals()
+    final = next(event.alternatives[0] for event in caller.events if event.type == FINAL)
+    interims = words(caller.events, INTERIM)
+
+    assert finals == [text]
+    assert interims and all(text.startswith(part) for part in interims)
+    assert caller.events[0].type == stt.SpeechEventType.START_OF_SPEECH
+    assert final.end_time == pytest.approx(len(synthesize(text)) / RATE, abs=0.15)
+    assert final.words and len(final.words) == len(text.split())
+
+
+async def test_a_pause_makes_two_finals(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession
+) -> None:
+    caller = Caller(stand_ins, http)
+    await caller.say("How much does delivery [0.5] cost for a sofa?")
+
+    assert await caller.finals(2) == ["How much does delivery", "cost for a sofa?"]
+
+
+async def test_a_final_comes_so_long_after_the_last_sound(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession
+) -> None:
+    stand_ins.services["stt"].delay.ms = 400
+    caller = Caller(stand_ins, http)
+    spoken = await caller.say(QUESTION)
+    await caller.finals()
+    at = next(t for t, e in zip(caller.times, caller.events, strict=True) if e.type == FINAL)
+
+    assert at - spoken == pytest.approx(0.4, abs=0.15)
+
+
+async def test_words_that_nobody_announced_are_not_understood_but_end(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession
+) -> None:
+    stand_ins.announce(QUESTION, "caller")
+    caller = Caller(stand_ins, http)
+    await caller.say("The quick brown fox jumps over a lazy dog.", known=False)
+
+    assert await caller.finals() == []
+
+
+async def test_words_just_before_the_stream_closes_are_not_lost(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession
+) -> None:
+    stand_ins.services["stt"].delay.ms = 300
+    pcm = stand_ins.announce(QUESTION, "caller")
+    async with http.ws_connect(f"{stand_ins.url}/v1/listen?sample_rate=16000") as socket:
+        await socket.send_json({"type": "KeepAlive"})
+        await socket.send_bytes(pcm.tobytes())
+        await socket.send_json({"type": "CloseStream"})
+        messages = [json.loads(m.data) async for m in socket]
+    finals = [m for m in messages if m.get("is_final")]
+
+    assert [m["channel"]["alternatives"][0]["transcript"] for m in finals] == [QUESTION]
+    assert messages[-1]["type"] == "Metadata"
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang", "cut"])
+async def test_a_speech_to_text_fault_is_met_and_then_over(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession, fault: str
+) -> None:
+    stand_ins.fault("stt", fault)
+    caller = Caller(stand_ins, http)
+    await caller.say("I would like to talk to a person, please.")
+    await caller.failed()
+    again = Caller(stand_ins, http)
+    await again.say(QUESTION)
+
+    assert await again.finals() == [QUESTION]
+
+
+async def test_a_live_stream_is_cut_off_in_mid_sentence(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession
+) -> None:
+    caller = Caller(stand_ins, http)
+    await caller.say(QUESTION)
+    stand_ins.fault("stt", "cut")
+    await caller.say("I would like to talk to a person, please.")
+    await caller.failed()
+
+    assert words(caller.events, FINAL) == [QUESTION]
+
+
+# The model
+
+
+def model(stand_ins: StandInProviders) -> openai.LLM:
+    env = stand_ins.env()
+    return openai.LLM(
+        model="any", api_key=env["OPENAI_API_KEY"], base_url=env["OPENAI_BASE_URL"], max_retries=0
+    )
+
+
+def said_by(who: Any, text: str) -> ChatContext:
+    context = ChatContext.empty()
+    context.add_message(role=who, content=text)
+    return context
+
+
+async def test_the_model_streams_its_words(stand_ins: StandInProviders) -> None:
+    stream = model(stand_ins).chat(chat_ctx=said_by("user", "Are you a robot?"), conn_options=ONCE)
+    chunks = [chunk async for chunk in stream]
+    parts = [chunk.delta.content for chunk in chunks if chunk.delta and chunk.delta.content]
+
+    assert "".join(parts) == "I am an AI assistant."
+    assert len(parts) == 5
+    assert [chunk.usage.total_tokens for chunk in chunks if chunk.usage] == [20]
+
+
+async def test_the_model_calls_tools(stand_ins: StandInProviders) -> None:
+    @function_tool
+    async def end_call() -> None:
+        """End the call."""
+
+    stream = model(stand_ins).chat(
+        chat_ctx=said_by("user", "That's all, bye."), tools=[end_call], conn_options=ONCE
+    )
+    calls = [
+        c for chunk in [x async for x in stream] if chunk.delta for c in chunk.delta.tool_calls
+    ]
+
+    assert [(call.name, json.loads(call.arguments)) for call in calls] == [("end_call", {})]
+    assert [entry.what for entry in stand_ins.log if entry.service == "llm"] == ["→ end_call"]
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang", "cut"])
+async def test_a_fault_of_the_model_is_met_and_then_over(
+    stand_ins: StandInProviders, fault: str
+) -> None:
+    plugin, context = model(stand_ins), said_by("user", "Is it open, and if so until when?")
+    stand_ins.fault("llm", fault)
+    with pytest.raises(APIError):
+        async for _ in plugin.chat(chat_ctx=context, conn_options=ONCE):
+            pass
+    stream = plugin.chat(chat_ctx=context, conn_options=ONCE)
+
+    assert "".join([c.delta.content or "" async for c in stream if c.delta])
+
+
+async def test_a_completion_may_come_whole(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession
+) -> None:
+    body = {"model": "any", "messages": [{"role": "user", "content": "Are you real?"}]}
+    async with http.post(f"{stand_ins.url}/v1/chat/completions", json=body) as response:
+        completion = await response.json()
+
+    assert completion["choices"][0]["message"]["content"] == "I am an AI assistant."
+
+
+async def test_embeddings_are_alike_where_words_are(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession
+) -> None:
+    texts = ["returning kettles", "return a kettle", "opening hours"]
+
+    async def embedded(**more: object) -> list[Any]:
+        body = {"model": "any", "input": texts, "dimensions": 64} | more
+        async with http.post(f"{stand_ins.url}/v1/embeddings", json=body) as response:
+            return [item["embedding"] for item in (await response.json())["data"]]
+
+    plain = np.array(await embedded())
+    coded = [base64.b64decode(text) for text in await embedded(encoding_format="base64")]
+
+    assert plain.shape == (3, 64)
+    assert plain[0] @ plain[1] > 0.9
+    assert plain[0] @ plain[2] < 0.5
+    assert np.allclose(plain, [np.frombuffer(c, np.float32) for c in coded])
+
+
+# Text to speech
+
+
+def voice(stand_ins: StandInProviders, http: aiohttp.ClientSession) -> cartesia.TTS:
+    env = stand_ins.env()
+    return cartesia.TTS(
+        api_key=env["CARTESIA_API_KEY"], base_url=env["CARTESIA_BASE_URL"], http_session=http
+    )
+
+
+async def spoken(tts: cartesia.TTS, text: str) -> tuple[np.ndarray, list[str]]:
+    """The samples, and the words they came with."""
+    async with tts.stream(conn_options=ONCE) as stream:
+        stream.push_text(text)
+        stream.end_input()
+        frames, timed = [], []
+        async for event in stream:
+            frames.append(np.frombuffer(event.frame.data, np.int16))
+            timed += event.frame.userdata.get("lk.timed_transcripts", [])
+    return np.concatenate(frames), [str(word) for word in timed]
+
+
+async def test_the_voice_says_the_sentence_and_its_words_times(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession
+) -> None:
+    tts = voice(stand_ins, http)
+    pcm, timed = await spoken(tts, "Your order has arrived today.")
+    await tts.aclose()
+    own = synthesize("Your order has arrived today.", voice="agent", sample_rate=tts.sample_rate)
+
+    assert np.array_equal(pcm[: len(own)], own)
+    assert "".join(timed).split() == ["Your", "order", "has", "arrived", "today."]
+    assert stand_ins.agent_ear.hear(synthesize("Your order has arrived today.", voice="agent")).text
+
+
+@pytest.mark.parametrize("is_pooled", [False, True])
+@pytest.mark.parametrize("fault", ["refuse", "hang", "cut"])
+async def test_a_fault_of_the_voice_is_met_and_then_over(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession, fault: str, is_pooled: bool
+) -> None:
+    tts = voice(stand_ins, http)
+    if is_pooled:
+        await spoken(tts, "Yes.")
+    stand_ins.fault("tts", fault)
+    with pytest.raises(APIError):
+        await spoken(tts, "Your order has arrived today.")
+    pcm, _ = await spoken(tts, "Your order has arrived today.")
+    await tts.aclose()
+
+    assert len(pcm) > tts.sample_rate
+
+
+@pytest.mark.parametrize("encoding", ["pcm_s16le", "pcm_f32le", "pcm_mulaw"])
+async def test_the_voice_speaks_in_the_encoding_asked_for(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession, encoding: str
+) -> None:
+    own = synthesize("Yes.", voice="agent", sample_rate=8000)
+    wanted = {
+        "pcm_s16le": own.tobytes(),
+        "pcm_f32le": (own / np.float32(32768)).tobytes(),
+        "pcm_mulaw": mu_law(own),
+    }
+    form = {"encoding": encoding, "sample_rate": 8000}
+    async with http.ws_connect(f"{stand_ins.url}/tts/websocket") as socket:
+        await socket.send_json({"context_id": "a", "transcript": "Yes.", "output_format": form})
+        messages: list[dict[str, Any]] = []
+        while not messages or not messages[-1]["done"]:
+            messages.append(await socket.receive_json())
+    audio = b"".join(base64.b64decode(m["data"]) for m in messages if m["type"] == "chunk")
+
+    assert audio.startswith(wanted[encoding])
+
+
+async def test_a_cancelled_context_says_nothing_more(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession
+) -> None:
+    stand_ins.services["tts"].delay.ms = 300
+    async with http.ws_connect(f"{stand_ins.url}/tts/websocket") as socket:
+        await socket.send_json({"context_id": "a", "transcript": "Yes.", "continue": True})
+        await socket.send_json({"context_id": "a", "cancel": True})
+        await socket.send_json({"context_id": "b", "transcript": "No."})
+        messages: list[dict[str, Any]] = []
+        while not messages or not messages[-1]["done"]:
+            messages.append(await socket.receive_json())
+
+    assert {m["context_id"] for m in messages if m["type"] == "chunk"} == {"b"}
+
+
+def test_mu_law_is_what_telephones_expand() -> None:
+    assert mu_law(np.array([0, 32767, -32768], np.int16)) == bytes([0xFF, 0x80, 0x00])
+
+
+async def test_the_log_tells_when_who_did_what(stand_ins: StandInProviders) -> None:
+    stand_ins.note("tts", "Hello.")
+
+    (entry,) = stand_ins.log
+    assert isinstance(entry, Entry)
+    assert (entry.service, entry.what) == ("tts", "Hello.")
+
+
+def test_delays_spread_alike_from_the_same_seed() -> None:
+    def delays(spread: float) -> list[float]:
+        behavior = StandInProviders().services["llm"]
+        behavior.delay.spread = spread
+        return [behavior.delay.seconds() for _ in range(5)]
+
+    assert delays(0.0) == [0.35] * 5
+    assert delays(0.4) == delays(0.4)
+    assert len(set(delays(0.4))) == 5
+
+
+def test_an_unknown_fault_is_refused(stand_ins_off: StandInProviders) -> None:
+    with pytest.raises(ValueError, match="refuse, hang, cut"):
+        stand_ins_off.fault("llm", "explode")
+
+
+@pytest.fixture
+def stand_ins_off() -> StandInProviders:
+    return StandInProviders()
+
+
+# What the model says
+
+PERSON = {
+    "transfer_call": {"properties": {"destination": {"enum": ["billing", "workshop"]}}},
+    "end_call": {},
+    "detected_answering_machine": {},
+    "forget_me": {},
+    "remember": {},
+    "recall_caller": {},
+}
+PASSAGES = """Passages from our knowledge base that may answer the caller:
+[zoo.md] The zebra house is open from nine to five. Zebras sleep at noon.
+[zoo.md] Tickets for otters cost twelve crowns."""
+FACTS = "What we know about this caller:\n- I have a parrot named Olu.\n- I live in Bergen."
+
+
+def answer(user: str, *system: str, before: str = "", tools: Any = PERSON) -> str | ToolCall:
+    messages = [{"role": "system", "content": text} for text in system]
+    messages += [{"role": "assistant", "content": before}] if before else []
+    messages += [{"role": "user", "content": user}]
+    functions = [
+        {"type": "function", "function": {"name": name, "parameters": schema}}
+        for name, schema in tools.items()
+    ]
+    return reply({"messages": messages, "tools": functions})
+
+
+@pytest.mark.parametrize(
+    ("words", "tool", "arguments"),
+    [
+        ("That's all, thank you.", "end_call", {}),
+        ("Goodbye.", "end_call", {}),
+        ("You've reached Kim. Please leave a message.", "detected_answering_machine", {}),
+        ("Kim can't come to the phone right now.", "detected_answering_machine", {}),
+        ("I am not available at the moment.", "detected_answering_machine", {}),
+        ("Please forget everything you know about me.", "forget_me", {}),
+        ("Please remember that I prefer tea.", "remember", {"fact": "I prefer tea."}),
+        ("Could I talk to a person in the workshop?", "transfer_call", {"destination": "workshop"}),
+        ("Give me a human.", "transfer_call", {"destination": "billing"}),
+    ],
+)
+def test_wishes_become_tool_calls(words: str, tool: str, arguments: dict[str, str]) -> None:
+    call = answer(words)
+
+    assert isinstance(call, ToolCall)
+    assert call.name == tool
+    assert arguments.items() <= call.arguments.items()
+
+
+def test_without_the_tool_there_is_no_call() -> None:
+    assert isinstance(answer("Goodbye.", tools={}), str)
+    assert isinstance(answer("Please remember that I prefer tea.", tools={}), str)
+
+
+def test_a_thing_out_of_stock_is_no_answering_machine() -> None:
+    is_gone = answer("Is the zebra house not available?", PASSAGES, before="How can I help you?")
+
+    assert isinstance(is_gone, str)
+
+
+@pytest.mark.parametrize(
+    ("words", "system", "said"),
+    [
+        ("When is the zebra house open?", PASSAGES, "The zebra house is open from nine to five."),
+        ("How much are otter tickets?", PASSAGES, "Tickets for otters cost twelve crowns."),
+        ("What is my parrot's name?", f"{PASSAGES}\n\n{FACTS}", "parrot named Olu"),
+        ("Do you remember where I live?", FACTS, "I live in Bergen"),
+        ("What is it?", "Our knowledge base has nothing on this.", "I don't know"),
+        ("Are you a real person?", PASSAGES, "AI assistant"),
+        ("My parrot is ill.", PASSAGES, "good to know"),
+        ("Thank you.", PASSAGES, "welcome"),
+        ("Well then.", PASSAGES, "What can I do for you?"),
+    ],
+)
+def test_answers_come_from_the_request(words: str, system: str, said: str) -> None:
+    assert said in str(answer(words, system))
+
+
+def test_what_is_not_known_of_a_caller_is_looked_up() -> None:
+    call = answer("Do you remember my shoe size?", FACTS)
+
+    assert isinstance(call, ToolCall)
+    assert call.name == "recall_caller"
+
+
+def test_only_the_list_below_its_heading_is_known_of_a_caller() -> None:
+    prompt = f"{FACTS}\n\nRules:\n- Shoe sizes are secret."
+
+    assert answer("Do you remember my shoe size?", prompt, tools={}) == (
+        "I'm sorry, I don't remember that."
+    )
+
+
+def test_a_callee_hears_the_opening_once() -> None:
+    prompt = "Be short.\nOpening: Hello Kim, your zebra is ready.\nBe kind."
+
+    assert answer("Hello?", prompt) == "Hello Kim, your zebra is ready."
+    assert answer("Hello?", prompt, before="Hello Kim.") != "Hello Kim, your zebra is ready."
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ("Noted for the next call | confirm it.", "Noted for the next call."),
+        ("The line is busy - tell the caller.", "The line is busy."),
+        (PASSAGES, "The zebra house is open from nine to five."),
+        (FACTS, "I'm sorry, I don't remember that."),
+    ],
+)
+def test_a_tools_result_is_said_without_what_is_for_the_model(result: str, said: str) -> None:
+    question = {"role": "user", "content": "When is the zebra house open?"}
+
+    assert reply({"messages": [question, {"role": "tool", "content": result}]}) == said
+
+
+def test_no_reply_is_longer_than_two_sentences() -> None:
+    replies = [str(answer(w, PASSAGES, FACTS, tools={})) for w in ("Zebra?", "Bye.", "Hm.", "Yes.")]
+
+    assert all(len(re.findall(r"[.!?](\s|$)", text)) <= 2 for text in replies)
