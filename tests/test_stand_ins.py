@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,13 +17,11 @@ from livekit.agents import APIConnectOptions, APIError, stt
 from livekit.agents.llm import ChatContext, function_tool
 from livekit.plugins import cartesia, deepgram, openai
 
-from simulator.model import ToolCall, reply
 from simulator.providers import Entry, StandInProviders
 from simulator.speech import RATE, mu_law, silence, synthesize, telephone_line
 
 ONCE = APIConnectOptions(max_retry=0, timeout=1.0)
 QUESTION = "Where is my order?"
-FRAME_S = 0.05
 
 
 @pytest_asyncio.fixture
@@ -47,7 +44,7 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 class Caller:
-    """Speaks into a Deepgram stream at a phone's pace; `events` is all that it was told."""
+    """Speaks into a Deepgram stream, faster than time; `events` is all that it was told."""
 
     def __init__(self, stand_ins: StandInProviders, http: aiohttp.ClientSession) -> None:
         env = stand_ins.env()
@@ -68,30 +65,19 @@ class Caller:
             self.times.append(asyncio.get_running_loop().time())
             self._news.set()
 
-    async def say(self, text: str, *, known: bool = True) -> float:
-        """The event loop's time at which the last sample was sent."""
+    def say(self, text: str, *, known: bool = True) -> float:
+        """The event loop's time at which it was said."""
         pcm = self._stand_ins.announce(text, "caller") if known else synthesize(text)
-        await self._send(telephone_line(pcm))
-        last = asyncio.get_running_loop().time()
-        await self._send(silence(0.6))
-        return last
-
-    async def _send(self, pcm: np.ndarray) -> None:
-        size = round(FRAME_S * RATE)
-        for start in range(0, len(pcm), size):
-            if self.listening.done():
-                return
-            part = np.pad(pcm[start : start + size], (0, max(0, start + size - len(pcm))))
-            self._stream.push_frame(rtc.AudioFrame(part.tobytes(), RATE, 1, size))
-            await asyncio.sleep(FRAME_S)  # a phone's own pace
+        pcm = np.concatenate([telephone_line(pcm), silence(0.6)])
+        self._stream.push_frame(rtc.AudioFrame(pcm.tobytes(), RATE, 1, len(pcm)))
+        return asyncio.get_running_loop().time()
 
     async def finals(self, ends: int = 1) -> list[str]:
         """All finals, once so many utterances have ended."""
         while [event.type for event in self.events].count(ENDED) < ends:
+            assert not self.listening.done()
             self._news.clear()
             await asyncio.wait_for(self._news.wait(), 5)
-        await self._stream.aclose()
-        await self.listening
         return words(self.events, FINAL)
 
     async def failed(self) -> None:
@@ -112,9 +98,9 @@ ENDED = stt.SpeechEventType.END_OF_SPEECH
 async def test_a_caller_is_understood_first_in_part_then_in_full(
     stand_ins: StandInProviders, http: aiohttp.ClientSession
 ) -> None:
-    text = "I would like to talk to a person, please."
+    text = "What time do you open on Sundays?"
     caller = Caller(stand_ins, http)
-    await caller.say(text)
+    caller.say(text)
     finals = await caller.finals()
     final = next(event.alternatives[0] for event in caller.events if event.type == FINAL)
     interims = words(caller.events, INTERIM)
@@ -122,7 +108,7 @@ async def test_a_caller_is_understood_first_in_part_then_in_full(
     assert finals == [text]
     assert interims and all(text.startswith(part) for part in interims)
     assert caller.events[0].type == stt.SpeechEventType.START_OF_SPEECH
-    assert final.end_time == pytest.approx(len(synthesize(text)) / RATE, abs=0.15)
+    assert final.end_time == pytest.approx(len(synthesize(text)) / RATE, abs=0.25)
     assert final.words and len(final.words) == len(text.split())
 
 
@@ -130,7 +116,7 @@ async def test_a_pause_makes_two_finals(
     stand_ins: StandInProviders, http: aiohttp.ClientSession
 ) -> None:
     caller = Caller(stand_ins, http)
-    await caller.say("How much does delivery [0.5] cost for a sofa?")
+    caller.say("How much does delivery [0.5] cost for a sofa?")
 
     assert await caller.finals(2) == ["How much does delivery", "cost for a sofa?"]
 
@@ -140,7 +126,7 @@ async def test_a_final_comes_so_long_after_the_last_sound(
 ) -> None:
     stand_ins.services["stt"].delay.ms = 400
     caller = Caller(stand_ins, http)
-    spoken = await caller.say(QUESTION)
+    spoken = caller.say(QUESTION)
     await caller.finals()
     at = next(t for t, e in zip(caller.times, caller.events, strict=True) if e.type == FINAL)
 
@@ -152,7 +138,7 @@ async def test_words_that_nobody_announced_are_not_understood_but_end(
 ) -> None:
     stand_ins.announce(QUESTION, "caller")
     caller = Caller(stand_ins, http)
-    await caller.say("The quick brown fox jumps over a lazy dog.", known=False)
+    caller.say("The quick brown fox jumps over a lazy dog.", known=False)
 
     assert await caller.finals() == []
 
@@ -179,10 +165,10 @@ async def test_a_speech_to_text_fault_is_met_and_then_over(
 ) -> None:
     stand_ins.fault("stt", fault)
     caller = Caller(stand_ins, http)
-    await caller.say("I would like to talk to a person, please.")
+    caller.say("I would like to talk to a person, please.")
     await caller.failed()
     again = Caller(stand_ins, http)
-    await again.say(QUESTION)
+    again.say(QUESTION)
 
     assert await again.finals() == [QUESTION]
 
@@ -191,9 +177,10 @@ async def test_a_live_stream_is_cut_off_in_mid_sentence(
     stand_ins: StandInProviders, http: aiohttp.ClientSession
 ) -> None:
     caller = Caller(stand_ins, http)
-    await caller.say(QUESTION)
+    caller.say(QUESTION)
+    await caller.finals()
     stand_ins.fault("stt", "cut")
-    await caller.say("I would like to talk to a person, please.")
+    caller.say("I would like to talk to a person, please.")
     await caller.failed()
 
     assert words(caller.events, FINAL) == [QUESTION]
@@ -403,124 +390,3 @@ def test_an_unknown_fault_is_refused(stand_ins_off: StandInProviders) -> None:
 @pytest.fixture
 def stand_ins_off() -> StandInProviders:
     return StandInProviders()
-
-
-# What the model says
-
-PERSON = {
-    "transfer_call": {"properties": {"destination": {"enum": ["billing", "workshop"]}}},
-    "end_call": {},
-    "detected_answering_machine": {},
-    "forget_me": {},
-    "remember": {},
-    "recall_caller": {},
-}
-PASSAGES = """Passages from our knowledge base that may answer the caller:
-[zoo.md] The zebra house is open from nine to five. Zebras sleep at noon.
-[zoo.md] Tickets for otters cost twelve crowns."""
-FACTS = "What we know about this caller:\n- I have a parrot named Olu.\n- I live in Bergen."
-
-
-def answer(user: str, *system: str, before: str = "", tools: Any = PERSON) -> str | ToolCall:
-    messages = [{"role": "system", "content": text} for text in system]
-    messages += [{"role": "assistant", "content": before}] if before else []
-    messages += [{"role": "user", "content": user}]
-    functions = [
-        {"type": "function", "function": {"name": name, "parameters": schema}}
-        for name, schema in tools.items()
-    ]
-    return reply({"messages": messages, "tools": functions})
-
-
-@pytest.mark.parametrize(
-    ("words", "tool", "arguments"),
-    [
-        ("That's all, thank you.", "end_call", {}),
-        ("Goodbye.", "end_call", {}),
-        ("You've reached Kim. Please leave a message.", "detected_answering_machine", {}),
-        ("Kim can't come to the phone right now.", "detected_answering_machine", {}),
-        ("I am not available at the moment.", "detected_answering_machine", {}),
-        ("Please forget everything you know about me.", "forget_me", {}),
-        ("Please remember that I prefer tea.", "remember", {"fact": "I prefer tea."}),
-        ("Could I talk to a person in the workshop?", "transfer_call", {"destination": "workshop"}),
-        ("Give me a human.", "transfer_call", {"destination": "billing"}),
-    ],
-)
-def test_wishes_become_tool_calls(words: str, tool: str, arguments: dict[str, str]) -> None:
-    call = answer(words)
-
-    assert isinstance(call, ToolCall)
-    assert call.name == tool
-    assert arguments.items() <= call.arguments.items()
-
-
-def test_without_the_tool_there_is_no_call() -> None:
-    assert isinstance(answer("Goodbye.", tools={}), str)
-    assert isinstance(answer("Please remember that I prefer tea.", tools={}), str)
-
-
-def test_a_thing_out_of_stock_is_no_answering_machine() -> None:
-    is_gone = answer("Is the zebra house not available?", PASSAGES, before="How can I help you?")
-
-    assert isinstance(is_gone, str)
-
-
-@pytest.mark.parametrize(
-    ("words", "system", "said"),
-    [
-        ("When is the zebra house open?", PASSAGES, "The zebra house is open from nine to five."),
-        ("How much are otter tickets?", PASSAGES, "Tickets for otters cost twelve crowns."),
-        ("What is my parrot's name?", f"{PASSAGES}\n\n{FACTS}", "parrot named Olu"),
-        ("Do you remember where I live?", FACTS, "I live in Bergen"),
-        ("What is it?", "Our knowledge base has nothing on this.", "I don't know"),
-        ("Are you a real person?", PASSAGES, "AI assistant"),
-        ("My parrot is ill.", PASSAGES, "good to know"),
-        ("Thank you.", PASSAGES, "welcome"),
-        ("Well then.", PASSAGES, "What can I do for you?"),
-    ],
-)
-def test_answers_come_from_the_request(words: str, system: str, said: str) -> None:
-    assert said in str(answer(words, system))
-
-
-def test_what_is_not_known_of_a_caller_is_looked_up() -> None:
-    call = answer("Do you remember my shoe size?", FACTS)
-
-    assert isinstance(call, ToolCall)
-    assert call.name == "recall_caller"
-
-
-def test_only_the_list_below_its_heading_is_known_of_a_caller() -> None:
-    prompt = f"{FACTS}\n\nRules:\n- Shoe sizes are secret."
-
-    assert answer("Do you remember my shoe size?", prompt, tools={}) == (
-        "I'm sorry, I don't remember that."
-    )
-
-
-def test_a_callee_hears_the_opening_once() -> None:
-    prompt = "Be short.\nOpening: Hello Kim, your zebra is ready.\nBe kind."
-
-    assert answer("Hello?", prompt) == "Hello Kim, your zebra is ready."
-    assert answer("Hello?", prompt, before="Hello Kim.") != "Hello Kim, your zebra is ready."
-
-
-@pytest.mark.parametrize(
-    ("result", "said"),
-    [
-        ("Noted for the next call | confirm it.", "Noted for the next call."),
-        ("The line is busy - tell the caller.", "The line is busy."),
-        (PASSAGES, "The zebra house is open from nine to five."),
-        (FACTS, "I'm sorry, I don't remember that."),
-    ],
-)
-def test_a_tools_result_is_said_without_what_is_for_the_model(result: str, said: str) -> None:
-    question = {"role": "user", "content": "When is the zebra house open?"}
-
-    assert reply({"messages": [question, {"role": "tool", "content": result}]}) == said
-
-
-def test_no_reply_is_longer_than_two_sentences() -> None:
-    replies = [str(answer(w, PASSAGES, FACTS, tools={})) for w in ("Zebra?", "Bye.", "Hm.", "Yes.")]
-
-    assert all(len(re.findall(r"[.!?](\s|$)", text)) <= 2 for text in replies)
