@@ -34,7 +34,7 @@ from caretaker import Caretaker
 from config import BadSetting, Settings
 from memory import Memory
 from rag import Knowledge
-from records import Records, Repeated
+from records import Records, RecordsUnavailable, Repeated
 from telephony import DialFailed, PhoneLine
 from userdata import Userdata
 
@@ -192,9 +192,14 @@ class Desk:
         call.end(Ending(Disposition.FAILED, EndedBy.SYSTEM, "the job crashed or was stopped"))
         if job.opening:
             await job.opening
+        saving = asyncio.to_thread(self.records.save, call)
         if u and u.words and u.remembers and call.number and not u.is_machine:
-            await asyncio.to_thread(self.memory.learn, call.number, call.id, u.words)
-        await asyncio.to_thread(self.records.save, call)
+            learning = asyncio.to_thread(self.memory.learn, call.number, call.id, u.words)
+            _, problem = await asyncio.gather(saving, learning, return_exceptions=True)
+            if isinstance(problem, RecordsUnavailable):
+                logger.warning("the call is not learned from: the database does not answer")
+        else:
+            await saving
 
     def close_down(self) -> None:
         """DRAIN_TIMEOUT_S is over: end every live call with a sentence."""

@@ -104,11 +104,16 @@ def sounds_recorded(words: str) -> bool:
 # How the words of an utterance tell whether it is finished.
 
 _DANGLING = frozenset(
-    """a an the my your our their his her its this that these those and or but so because if when 
-    while to of for from with at in on by about into than as is are was were be been i'm i am 
-    i'd i'll i've he she it's we we're they you who which what where how do does did can could 
-    would should will shall may might must have has had not just um uh er hmm well also like 
-    please know want need wanted wondering tell ask asking""".split()
+    re.findall(
+        r"\S+",
+        """
+    a an the my your our their his her its this that these those and or but so because if when
+    while to of for from with at in on by about into than as is are was were be been i'm i am
+    i'd i'll i've he she it's we we're they you who which what where how do does did can could
+    would should will shall may might must have has had not just um uh er hmm well also like
+    please know want need wanted wondering tell ask asking
+        """,
+    )
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from livekit.agents import APIConnectOptions, AgentSession, inference
+from livekit.agents import AgentSession, APIConnectOptions, inference
 from livekit.agents.voice.agent_session import SessionConnectOptions
 from livekit.agents.voice.room_io import AudioInputOptions, RoomOptions
 
@@ -65,9 +65,8 @@ def room_options(settings: Settings) -> RoomOptions:
     """Audio only: a phone neither types nor reads."""
     cancellation = None
     if settings.noise_cancellation == "telephony":
-        from livekit.plugins import noise_cancellation  # noqa: PLC0415 only when chosen
-
-        cancellation = noise_cancellation.BVCTelephony()
+        plugin = importlib.import_module("livekit.plugins.noise_cancellation")
+        cancellation = plugin.BVCTelephony()
     return RoomOptions(
         audio_input=AudioInputOptions(noise_cancellation=cancellation),
         text_input=False,
@@ -121,9 +120,6 @@ def _vad(settings: Settings) -> Any:
 
 def _turn_detection(settings: Settings) -> Any:
     if settings.turn_detection == "multilingual":
-        from livekit.plugins.turn_detector.multilingual import (  # noqa: PLC0415 only when chosen
-            MultilingualModel,
-        )
-
-        return MultilingualModel()
+        plugin = importlib.import_module("livekit.plugins.turn_detector.multilingual")
+        return plugin.MultilingualModel()
     return inference.TurnDetector(version=settings.turn_detection)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterable, AsyncIterator
 
 from livekit import rtc
-from livekit.agents import Agent, AgentSession, APIError, ModelSettings, StopResponse
+from livekit.agents import Agent, AgentSession, APIError, FlushSentinel, ModelSettings, StopResponse
 from livekit.agents.llm import ChatChunk, ChatContext, ChatMessage, Tool
 from livekit.agents.stt import SpeechEvent
 
@@ -74,7 +74,7 @@ class CustomerSupport(Agent):
 
     async def llm_node(
         self, chat_ctx: ChatContext, tools: list[Tool], model_settings: ModelSettings
-    ) -> AsyncIterable[ChatChunk | str]:
+    ) -> AsyncIterable[ChatChunk | str | FlushSentinel]:
         """One reply: the opening, or the model's, or an apology if the model fails."""
         if self._is_opening(chat_ctx):
             yield self._opening
@@ -111,9 +111,8 @@ class CustomerSupport(Agent):
 
 async def recall(u: Userdata) -> None:
     """Read what is remembered into the call, however long it takes."""
-    if u.remembers:
-        facts = await asyncio.to_thread(u.memory.known, u.call.number)
-        u.facts[:] = facts
+    if u.call.number and u.remembers:
+        u.facts[:] = await asyncio.to_thread(u.memory.known, u.call.number)
 
 
 async def open_session(u: Userdata, room: rtc.Room, identity: str = "") -> CustomerSupport:

@@ -202,7 +202,8 @@ def elastic(heard: np.ndarray, template: np.ndarray) -> float:
             max(range(max(0, i - _DRIFT), min(len(shifts), i + _DRIFT + 1)), key=worth.__getitem__)
             for i in range(len(shifts))
         ]
-        total = np.where(np.asarray(parts.any(axis=1))[:, None], total[reach] + parts, 0.0)
+        is_possible = (parts != 0).any(axis=1, keepdims=True)
+        total = np.where(is_possible, total[reach] + parts, 0.0)
     return float(_likeness(total).max()) - 0.3 * max(0.0, len(heard) / len(template) - 1.3)
 
 

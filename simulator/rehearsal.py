@@ -17,7 +17,7 @@ from records import CallRow
 from simulator import speech
 from simulator.bridge import Line
 from simulator.ear import Ear
-from simulator.phone import CallOver, Phone
+from simulator.phone import CallOver, Phone, Said
 from simulator.recording import (
     Recording,
     cuts,
@@ -264,9 +264,12 @@ class Rehearsal:
             if entry.service == "tts" and begun <= entry.at <= closed
         ]
         for cut in self.cut_at:
-            asked = max((s.end for s in self.phone.said if s.end < cut), default=begun)
+            asked = max((said.end for said in self._said() if said.end < cut), default=begun)
             voiced = [v for v in voiced if not asked <= v[0] <= cut + 0.3]
         return [what for _, what in voiced]
+
+    def _said(self) -> list[Said]:
+        return self.phone.said if self.phone else []
 
     def _clipped(self, recording: Recording) -> int:
         """Abrupt edges of the agent's speech other than by an interruption."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from livekit import api

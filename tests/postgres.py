@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 _SETTINGS = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1"]
 
@@ -58,7 +59,7 @@ class Postgres:
         command = [str(self._bin / program), *arguments]
         subprocess.run(command, check=True, capture_output=True, **self._as_user())
 
-    def _as_user(self) -> dict[str, object]:
+    def _as_user(self) -> dict[str, Any]:
         return {"user": self._user.pw_uid, "group": self._user.pw_gid} if self._user else {}
 
 

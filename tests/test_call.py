@@ -2,7 +2,16 @@ import json
 
 import pytest
 
-from call import BadRequest, Call, DialRequest, Direction, Disposition, EndedBy, Ending, transfer_uri
+from call import (
+    BadRequest,
+    Call,
+    DialRequest,
+    Direction,
+    Disposition,
+    EndedBy,
+    Ending,
+    transfer_uri,
+)
 
 
 def metadata(**given: object) -> str:
@@ -41,7 +50,10 @@ def test_a_request_that_cannot_be_dialled_names_its_key(text: str, key: str) -> 
 def test_a_whole_request_is_taken_as_given() -> None:
     request = DialRequest.parse(
         metadata(
-            call_id="c1", name="Jo", transfer_to="sip:desk@example.com", timezone="Europe/Berlin",
+            call_id="c1",
+            name="Jo",
+            transfer_to="sip:desk@example.com",
+            timezone="Europe/Berlin",
             destinations={"billing": "+15551230009"},
         )
     )

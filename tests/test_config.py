@@ -41,7 +41,9 @@ def test_destinations_are_read_as_pairs() -> None:
 
 
 def test_no_secret_is_printed() -> None:
-    secret = {f.name.upper(): "hush" for f in fields(Settings) if f.name.endswith(("key", "secret"))}
+    secret = {
+        f.name.upper(): "hush" for f in fields(Settings) if f.name.endswith(("key", "secret"))
+    }
 
     printed = repr(Settings.load(secret))
 

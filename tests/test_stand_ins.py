@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
@@ -80,6 +80,10 @@ class Caller:
             await asyncio.wait_for(self._news.wait(), 5)
         return words(self.events, FINAL)
 
+    async def close(self) -> None:
+        await self._stream.aclose()
+        await asyncio.gather(self.listening, return_exceptions=True)
+
     async def failed(self) -> None:
         """Wait for the stream to fail."""
         with pytest.raises(APIError):
@@ -90,16 +94,31 @@ def words(events: list[stt.SpeechEvent], kind: stt.SpeechEventType) -> list[str]
     return [event.alternatives[0].text for event in events if event.type == kind]
 
 
+@pytest_asyncio.fixture
+async def new_caller(
+    stand_ins: StandInProviders, http: aiohttp.ClientSession
+) -> AsyncIterator[Callable[[], Caller]]:
+    callers: list[Caller] = []
+
+    def make() -> Caller:
+        callers.append(Caller(stand_ins, http))
+        return callers[-1]
+
+    yield make
+    for caller in callers:
+        await caller.close()
+
+
 FINAL = stt.SpeechEventType.FINAL_TRANSCRIPT
 INTERIM = stt.SpeechEventType.INTERIM_TRANSCRIPT
 ENDED = stt.SpeechEventType.END_OF_SPEECH
 
 
 async def test_a_caller_is_understood_first_in_part_then_in_full(
-    stand_ins: StandInProviders, http: aiohttp.ClientSession
+    stand_ins: StandInProviders, new_caller: Callable[[], Caller]
 ) -> None:
     text = "What time do you open on Sundays?"
-    caller = Caller(stand_ins, http)
+    caller = new_caller()
     caller.say(text)
     finals = await caller.finals()
     final = next(event.alternatives[0] for event in caller.events if event.type == FINAL)
@@ -113,19 +132,19 @@ async def test_a_caller_is_understood_first_in_part_then_in_full(
 
 
 async def test_a_pause_makes_two_finals(
-    stand_ins: StandInProviders, http: aiohttp.ClientSession
+    stand_ins: StandInProviders, new_caller: Callable[[], Caller]
 ) -> None:
-    caller = Caller(stand_ins, http)
+    caller = new_caller()
     caller.say("How much does delivery [0.5] cost for a sofa?")
 
     assert await caller.finals(2) == ["How much does delivery", "cost for a sofa?"]
 
 
 async def test_a_final_comes_so_long_after_the_last_sound(
-    stand_ins: StandInProviders, http: aiohttp.ClientSession
+    stand_ins: StandInProviders, new_caller: Callable[[], Caller]
 ) -> None:
     stand_ins.services["stt"].delay.ms = 400
-    caller = Caller(stand_ins, http)
+    caller = new_caller()
     spoken = caller.say(QUESTION)
     await caller.finals()
     at = next(t for t, e in zip(caller.times, caller.events, strict=True) if e.type == FINAL)
@@ -134,10 +153,10 @@ async def test_a_final_comes_so_long_after_the_last_sound(
 
 
 async def test_words_that_nobody_announced_are_not_understood_but_end(
-    stand_ins: StandInProviders, http: aiohttp.ClientSession
+    stand_ins: StandInProviders, new_caller: Callable[[], Caller]
 ) -> None:
     stand_ins.announce(QUESTION, "caller")
-    caller = Caller(stand_ins, http)
+    caller = new_caller()
     caller.say("The quick brown fox jumps over a lazy dog.", known=False)
 
     assert await caller.finals() == []
@@ -161,22 +180,22 @@ async def test_words_just_before_the_stream_closes_are_not_lost(
 
 @pytest.mark.parametrize("fault", ["refuse", "hang", "cut"])
 async def test_a_speech_to_text_fault_is_met_and_then_over(
-    stand_ins: StandInProviders, http: aiohttp.ClientSession, fault: str
+    stand_ins: StandInProviders, new_caller: Callable[[], Caller], fault: str
 ) -> None:
     stand_ins.fault("stt", fault)
-    caller = Caller(stand_ins, http)
+    caller = new_caller()
     caller.say("I would like to talk to a person, please.")
     await caller.failed()
-    again = Caller(stand_ins, http)
+    again = new_caller()
     again.say(QUESTION)
 
     assert await again.finals() == [QUESTION]
 
 
 async def test_a_live_stream_is_cut_off_in_mid_sentence(
-    stand_ins: StandInProviders, http: aiohttp.ClientSession
+    stand_ins: StandInProviders, new_caller: Callable[[], Caller]
 ) -> None:
-    caller = Caller(stand_ins, http)
+    caller = new_caller()
     caller.say(QUESTION)
     await caller.finals()
     stand_ins.fault("stt", "cut")

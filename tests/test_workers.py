@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
+from pathlib import Path
 
 from simulator.studio import Studio
 from tests.calls import ask, eventually, greeted, heard, new_number, room_exists
@@ -26,7 +28,7 @@ async def test_a_full_worker_leaves_the_call_to_another() -> None:
 
 
 async def test_a_killed_workers_call_is_closed_and_its_caller_not_left_alone() -> None:
-    async with Studio(MAX_CALLS="1") as studio:
+    async with Studio(MAX_CALLS="1", SILENCE_LIMIT_S="300") as studio:
         doomed = await studio.worker()
         lost = await greeted(studio)
         third = await studio.worker()
@@ -91,9 +93,7 @@ async def test_the_database_may_be_away_during_a_call() -> None:
         assert worker.returncode is None
 
 
-def _lock(database: object) -> object:
-    import sqlite3  # noqa: PLC0415
-
+def _lock(database: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(str(database), isolation_level=None)
     connection.execute("BEGIN EXCLUSIVE")
     return connection
