@@ -17,7 +17,7 @@ from livekit.agents import APIConnectOptions, APIError, stt
 from livekit.agents.llm import ChatContext, function_tool
 from livekit.plugins import cartesia, deepgram, openai
 
-from simulator.providers import Entry, StandInProviders
+from simulator.providers import StandInProviders
 from simulator.speech import RATE, mu_law, silence, synthesize, telephone_line
 
 ONCE = APIConnectOptions(max_retry=0, timeout=1.0)
@@ -382,14 +382,6 @@ def test_mu_law_is_what_telephones_expand() -> None:
     assert mu_law(np.array([0, 32767, -32768], np.int16)) == bytes([0xFF, 0x80, 0x00])
 
 
-async def test_the_log_tells_when_who_did_what(stand_ins: StandInProviders) -> None:
-    stand_ins.note("tts", "Hello.")
-
-    (entry,) = stand_ins.log
-    assert isinstance(entry, Entry)
-    assert (entry.service, entry.what) == ("tts", "Hello.")
-
-
 def test_delays_spread_alike_from_the_same_seed() -> None:
     def delays(spread: float) -> list[float]:
         behavior = StandInProviders().services["llm"]
@@ -401,11 +393,6 @@ def test_delays_spread_alike_from_the_same_seed() -> None:
     assert len(set(delays(0.4))) == 5
 
 
-def test_an_unknown_fault_is_refused(stand_ins_off: StandInProviders) -> None:
+def test_an_unknown_fault_is_refused() -> None:
     with pytest.raises(ValueError, match="refuse, hang, cut"):
-        stand_ins_off.fault("llm", "explode")
-
-
-@pytest.fixture
-def stand_ins_off() -> StandInProviders:
-    return StandInProviders()
+        StandInProviders().fault("llm", "explode")
