@@ -168,20 +168,32 @@ def limit_silence(session: Session, u: Userdata) -> None:
 
 
 def open_after_silence(session: Session, u: Userdata, opening: str) -> None:
-    """On an answered outbound call, speak first if the callee says nothing for 2.0 s."""
-    heard = asyncio.Event()
+    """On an answered outbound call, speak first once nothing was said for 2.0 s.
+
+    Sound of which no words were understood counts as nothing said, once it is over.
+    """
+    stirred = asyncio.Event()
+    answering = asyncio.Event()
 
     @session.on("user_state_changed")
     def _(event: UserStateChangedEvent) -> None:
-        if event.new_state == "speaking":
-            heard.set()
+        stirred.set()
+
+    @session.on("agent_state_changed")
+    def _(event: AgentStateChangedEvent) -> None:
+        if event.new_state in ("thinking", "speaking"):
+            answering.set()
+            stirred.set()
 
     async def watch() -> None:
-        try:
-            await asyncio.wait_for(heard.wait(), OPENING_SILENCE_S)
-        except asyncio.TimeoutError:
-            if not u.is_machine:
-                session.say(opening)
+        while not (answering.is_set() or u.is_machine):
+            stirred.clear()
+            try:
+                await asyncio.wait_for(stirred.wait(), OPENING_SILENCE_S)
+            except asyncio.TimeoutError:
+                if session.user_state != "speaking":
+                    session.say(opening)
+                    return
 
     u.start(watch(), "open after silence")
 

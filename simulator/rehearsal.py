@@ -178,7 +178,7 @@ class Rehearsal:
         while time.monotonic() < deadline:
             try:
                 start, end = await self._spoken(phone, since, deadline)
-            except (TimeoutError, asyncio.TimeoutError):
+            except (TimeoutError, asyncio.TimeoutError, CallOver):
                 break
             if started is None:
                 started = start
@@ -199,6 +199,7 @@ class Rehearsal:
         try:
             return await phone.agent_says(left, since=since, quiet_s=QUIET_S)
         except CallOver:
+            await asyncio.sleep(0.2)  # what was on its way when the call ended
             start = phone.ear.first_sound(since)
             if start is None:
                 raise

@@ -55,6 +55,15 @@ async def test_a_silent_callee_is_spoken_to_after_two_seconds(studio: Studio) ->
     assert row.disposition == "abandoned"
 
 
+async def test_a_callee_who_is_not_understood_is_spoken_to(studio: Studio) -> None:
+    phone = await answered(studio)
+    mumbled = await phone.say(speech.synthesize("Mumble mumble.", voice="callee"))
+    start = await phone.agent_speaks(since=mumbled.end)
+    await phone.hang_up()
+
+    assert 1.5 <= start - mumbled.end <= 4.0
+
+
 @pytest.mark.parametrize("beep_after_s", [0.3, 3.9, None])
 async def test_a_message_lies_after_the_beep_or_after_silence(
     studio: Studio, beep_after_s: float | None
