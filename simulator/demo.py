@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from commands.calls import table
-from simulator.child import ChildFailed
+from simulator.child import ChildFailed, leave
 from simulator.livekit_server import NoLiveKitServer
 from simulator.rehearsal import NotAsScripted, Rehearsal, Report, load_scripts
 from simulator.script import SCRIPTS, BadScript, Script
@@ -94,4 +94,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
+from simulator.child import leave
 from simulator.studio import Studio
 from simulator.worker import Worker
 from tests.postgres import Postgres
@@ -27,6 +28,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if count > 1:
         metafunc.fixturenames.append("repetition")
         metafunc.parametrize("repetition", range(count))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """All is reported: see `leave`."""
+    if hasattr(config, "exit_status"):
+        leave(config.exit_status)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.exit_status = int(exitstatus)  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
