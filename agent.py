@@ -175,7 +175,6 @@ class Desk:
             u.end(failure.ending)
             return
         behaviors.end_with_the_line(u)
-        await _note_answer(job.line, job.call)
         job.agent.open_outbound()
 
     async def close(self, ctx: JobContext) -> None:
@@ -192,6 +191,8 @@ class Desk:
         call.end(Ending(Disposition.FAILED, EndedBy.SYSTEM, "the job crashed or was stopped"))
         if job.opening:
             await job.opening
+        if u:
+            await u.settle()
         saving = asyncio.to_thread(self.records.save, call)
         if u and u.words and u.remembers and call.number and not u.is_machine:
             learning = asyncio.to_thread(self.memory.learn, call.number, call.id, u.words)

@@ -59,7 +59,7 @@ def keep_account(session: Session, u: Userdata) -> None:
                 call.reply_ms.append(latency * 1000)
         if u.settings.store_transcripts:
             speaker = "caller" if item.role == "user" else "agent"
-            u.start(asyncio.to_thread(u.records.add_turn, call.id, speaker, text), "store turn")
+            u.write(asyncio.to_thread(u.records.add_turn, call.id, speaker, text), "store turn")
 
     @session.on("error")
     def _(event: ErrorEvent) -> None:

@@ -170,6 +170,7 @@ class PhoneLine:
         except (api.ServerError, aiohttp.ClientError, asyncio.TimeoutError) as error:
             await asyncio.sleep(0)  # lets a room event that came with the error be seen
             raise DialFailed(dial_ending(error, self.status, self.room_deleted)) from error
+        call.answered_at = self.answered_at or datetime.now(timezone.utc)
         phone = self._ctx.room.remote_participants.get(self.identity)
         call.dialed_number = phone.attributes.get("sip.trunkPhoneNumber") if phone else None
 

@@ -52,7 +52,7 @@ def recorded(tool: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any
         finally:
             ms = (time.monotonic() - started) * 1000
             note = functools.partial(u.records.add_tool_call, u.call.id, run.__name__, code, ms)
-            u.start(asyncio.to_thread(note), "record tool call")
+            u.write(asyncio.to_thread(note), "record tool call")
 
     return run
 

@@ -38,6 +38,9 @@ class Userdata:
     is_winding_up: bool = False
     """Whether the last sentence is being said; nothing else is answered."""
     pending: set[asyncio.Task] = field(default_factory=set)
+    """Work beside the conversation; it ends with the call."""
+    writes: set[asyncio.Task] = field(default_factory=set)
+    """What must be stored before the record is closed."""
 
     @property
     def destinations(self) -> Mapping[str, str]:
@@ -51,12 +54,18 @@ class Userdata:
         return self.call.number is not None and self.call.learns
 
     def start(self, work: Awaitable[None], name: str) -> asyncio.Task:
-        """Run `work` beside the conversation; it is cancelled with the job's loop."""
-        task = asyncio.ensure_future(work)
-        task.set_name(name)
-        self.pending.add(task)
-        task.add_done_callback(self.pending.discard)
-        return task
+        """Run `work` beside the conversation, until the call ends."""
+        return _kept(self.pending, work, name)
+
+    def write(self, work: Awaitable[None], name: str) -> asyncio.Task:
+        """Store something beside the conversation; the call's end waits for it."""
+        return _kept(self.writes, work, name)
+
+    async def settle(self) -> None:
+        """At the call's end: stop what runs beside it, finish what is to be stored."""
+        for task in self.pending:
+            task.cancel()
+        await asyncio.gather(*self.pending, *self.writes, return_exceptions=True)
 
     def end(self, ending: Ending) -> None:
         """End the call now; the first ending stands."""
@@ -83,3 +92,11 @@ class Userdata:
         if last_words:
             await session.say(last_words, allow_interruptions=False)
         self.end(ending)
+
+
+def _kept(tasks: set[asyncio.Task], work: Awaitable[None], name: str) -> asyncio.Task:
+    task = asyncio.ensure_future(work)
+    task.set_name(name)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task

@@ -95,6 +95,7 @@ async def converse(settings: Settings, number: str | None) -> None:
         u.call.end(Ending(Disposition.COMPLETED, EndedBy.CALLER, "left the chat"))
         if number and u.words and u.remembers:
             await asyncio.to_thread(u.memory.learn, number, u.call.id, u.words)
+        await u.settle()
         await asyncio.to_thread(u.records.save, u.call)
         await asyncio.to_thread(u.memory.close)
 
