@@ -25,6 +25,8 @@ Session = AgentSession[Userdata]
 
 OPENING_SILENCE_S = 2.0
 """Silence after an outbound call is answered before the agent speaks first."""
+OPENING_PAUSE_S = 0.75
+"""Pause after the callee's words before the agent first speaks: recorded greetings pause, too."""
 BEEP_LIMIT_S = 5.0
 """Silence after a recorded greeting before a message is left without a beep (beeps: 0.3-4 s)."""
 UNFINISHED_S = 1.6
@@ -54,6 +56,7 @@ def keep_account(session: Session, u: Userdata) -> None:
             call.turns += 1
             u.words.append(text)
         elif item.role == "assistant":
+            u.has_opened = True
             call.interruptions += item.interrupted
             if (latency := item.metrics.get("e2e_latency")) is not None:
                 call.reply_ms.append(latency * 1000)
@@ -107,7 +110,9 @@ def judge_turns_by_words(session: Session, u: Userdata) -> None:
         if not event.is_final or not session.current_agent:
             return
         if prompts.sounds_unfinished(event.transcript):
-            least, most = max(UNFINISHED_S, patient), max(UNFINISHED_S, patient)
+            least = most = max(UNFINISHED_S, patient)
+        elif u.call.request and not u.has_opened:
+            least = most = OPENING_PAUSE_S
         elif prompts.sounds_finished(event.transcript):
             least, most = quick, brief
         else:

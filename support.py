@@ -21,6 +21,8 @@ logger = logging.getLogger("support")
 
 RECALL_LIMIT_S = 0.3
 """How long a greeting waits for what is remembered."""
+GREETING_TURNS = 3
+"""How many turns into an outbound call words may be those of an answering machine's greeting."""
 CHUNK_GAP_S = 1.2
 """Longest silence of the model inside a reply before the reply counts as broken off."""
 
@@ -49,7 +51,8 @@ class CustomerSupport(Agent):
 
     async def on_user_turn_completed(self, turn_ctx: ChatContext, new_message: ChatMessage) -> None:
         """Keep silent before machines and during the last sentence."""
-        if self._is_opening(turn_ctx) and prompts.sounds_recorded(new_message.text_content or ""):
+        may_be_machine = self._opening and self._u.call.turns < GREETING_TURNS
+        if may_be_machine and prompts.sounds_recorded(new_message.text_content or ""):
             behaviors.leave_message(self.session, self._u)
         if self._u.is_machine or self._u.is_winding_up:
             raise StopResponse

@@ -33,6 +33,8 @@ class Userdata:
     words: list[str] = field(default_factory=list)
     """The caller's own utterances, in order."""
     beeps: BeepListener = field(default_factory=BeepListener)
+    has_opened: bool = False
+    """Whether the agent has said its first words."""
     is_machine: bool = False
     """Whether an answering machine was found at the other end."""
     is_winding_up: bool = False

@@ -92,6 +92,6 @@ class Mailbox:
     @classmethod
     def from_seed(cls, seed: int, name: str) -> Mailbox:
         chance = random.Random(seed)
-        pause = f"{chance.uniform(0.3, 1.2):.1f}"
+        pause = f"{chance.uniform(0.3, 0.7):.1f}"
         greeting = chance.choice(GREETINGS).format(name=name or "us", p=pause)
         return cls(greeting, chance.uniform(0.3, 4.0))
