@@ -23,6 +23,8 @@ _LIKELY = 5
 """How many of the best matches are looked at again, elastically."""
 _CHUNK, _DRIFT = 10, 2
 """Hops that keep together, and by how many the next may be shifted against them."""
+_FAINT = 6.5
+"""How far (in log energy, 24 dB) below its loudest hop the end of an utterance may go unheard."""
 _MIDDLE = 17.0
 """A usual log-mel energy; taken off, so that single precision suffices."""
 
@@ -116,6 +118,8 @@ class _Stack:
 
     texts: list[str]
     sizes: np.ndarray
+    sounding: np.ndarray
+    """Hops until a template is faint: a final `s` may be lost on the line, and its silence cut."""
     values: np.ndarray
     """(templates, hops, bands)"""
     sums: np.ndarray
@@ -128,7 +132,8 @@ class _Stack:
         values = np.zeros((len(known), int(sizes.max()), _BANDS), np.float32)
         for row, template in zip(values, known.values(), strict=True):
             row[: len(template)] = template - _MIDDLE
-        return cls([text for text, _ in known], sizes, values, *_running(values))
+        sounding = np.array([_sounding(template) for template in known.values()])
+        return cls([text for text, _ in known], sizes, sounding, values, *_running(values))
 
     def match(self, heard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Per template the best correlation over all shifts, and the share of it that was heard.
@@ -147,7 +152,7 @@ class _Stack:
             score -= 0.3 * np.maximum(0.0, len(heard) / self.sizes - 1.15) + 0.002 * abs(shift)
             better = (sizes >= _FEWEST) & (score > scores)
             scores[better] = score[better]
-            covers[better] = np.minimum(1.0, sizes / self.sizes)[better]
+            covers[better] = np.minimum(1.0, sizes / self.sounding)[better]
         return scores, covers
 
     def _correlation(
@@ -170,6 +175,12 @@ class _Stack:
         # Next to nothing, as of pure silence, is rounding: it is like no template.
         spread[spread < 1e-3] = np.inf
         return np.asarray((product - a * b / count) / np.sqrt(spread))
+
+
+def _sounding(template: np.ndarray) -> int:
+    """Hops until the last that is not faint."""
+    energy = np.log(np.exp(template.astype(np.float64)).sum(axis=1))
+    return int(np.flatnonzero(energy > energy.max() - _FAINT)[-1]) + 1
 
 
 def _running(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import asyncio
 import statistics
 
 from simulator.livekit_server import NoLiveKitServer
-from simulator.phone import Phone
+from simulator.phone import CallOver, Phone
 from simulator.studio import Studio
 
 SENTENCES = [
@@ -26,7 +26,7 @@ SENTENCES = [
     "Do your stores [0.8] open on Sundays?",
     "I want to [0.8] cancel my order.",
     "How much is [0.8] furniture delivery?",
-    "Could somebody [0.8] assemble the wardrobe for me?",
+    "Could you [0.8] assemble the wardrobe for me?",
     "If I join the club [0.8] do I get free delivery?",
     "The lamp that I bought [0.8] does not work.",
     "Where can I find [0.8] my invoice?",
@@ -45,8 +45,8 @@ async def ask(phone: Phone, sentence: str) -> tuple[bool, float | None]:
     said = await phone.say(sentence)
     was_cut = (sound := phone.ear.first_sound(said.start)) is not None and sound < said.end
     try:
-        start, _ = await phone.agent_says(8, since=said.end, quiet_s=1.0)
-    except TimeoutError:
+        start, _ = await phone.agent_says(20, since=said.end, quiet_s=1.0)
+    except (TimeoutError, asyncio.TimeoutError, CallOver):
         return was_cut, None
     return was_cut, (start - said.end) * 1000
 
