@@ -196,7 +196,7 @@ def open_after_silence(session: Session, u: Userdata, opening: str) -> None:
             try:
                 await asyncio.wait_for(stirred.wait(), OPENING_SILENCE_S)
             except asyncio.TimeoutError:
-                if session.user_state != "speaking":
+                if session.user_state != "speaking" and not u.is_machine:
                     session.say(opening)
                     return
 
