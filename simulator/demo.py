@@ -37,7 +37,7 @@ async def play(scripts: list[Script], seed: int) -> list[Report]:
     """All calls, one after another, on one worker."""
     reports = []
     print("Starting a LiveKit server, the phone network, the stand-in providers and the worker ...")
-    async with Studio() as studio:
+    async with Studio(STORE_TRANSCRIPTS="true") as studio:
         await studio.worker()
         for number, script in enumerate(scripts, 1):
             way = "from" if script.is_inbound else "to"

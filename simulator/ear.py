@@ -23,7 +23,7 @@ _LIKELY = 5
 """How many of the best matches are looked at again, elastically."""
 _CHUNK, _DRIFT = 10, 2
 """Hops that keep together, and by how many the next may be shifted against them."""
-_FAINT = 6.5
+_FAINT = 5.5
 """How far (in log energy, 24 dB) below its loudest hop the end of an utterance may go unheard."""
 _MIDDLE = 17.0
 """A usual log-mel energy; taken off, so that single precision suffices."""

@@ -17,7 +17,7 @@ from records import CallRow
 from simulator import speech
 from simulator.bridge import Line
 from simulator.ear import Ear
-from simulator.phone import CallOver, Phone, Said
+from simulator.phone import CallOver, Phone
 from simulator.recording import (
     Recording,
     cuts,
@@ -96,7 +96,6 @@ class Rehearsal:
 
     async def play(self) -> Report:
         """The call from dialling to its closed record."""
-        begun = time.monotonic()
         problems: list[str] = []
         try:
             if self.script.remembered:
@@ -113,7 +112,7 @@ class Rehearsal:
             await self.phone.hang_up()
             room = self.phone.room_name
         row = await self.studio.closed(room)
-        report = self._measure(row, begun, time.monotonic())
+        report = self._measure(row, time.monotonic())
         report.problems = problems + self._unmet(row)
         return report
 
@@ -235,7 +234,7 @@ class Rehearsal:
     async def _ended(self, phone: Phone, step: Step) -> None:
         await phone.ended()
 
-    def _measure(self, row: CallRow, begun: float, closed: float) -> Report:
+    def _measure(self, row: CallRow, closed: float) -> Report:
         report = Report(self.script, row, None, reply_ms=self.reply_ms)
         phone = self.phone
         if phone is None:
@@ -249,7 +248,7 @@ class Rehearsal:
         if over:
             report.end_ms = max(0.0, (closed - over) * 1000)
         if speech_segments(recording.heard):
-            sentences = self._sentences(begun, closed)
+            sentences = self._sentences(row)
             ear = self.studio.stand_ins.agent_ear
             report.heard_ratio = heard_share(sentences, recording.heard, ear)
             report.overlap_ms = overlap_ms(recording)
@@ -257,20 +256,16 @@ class Rehearsal:
             report.level_db = level_db(recording.heard)
         return report
 
-    def _sentences(self, begun: float, closed: float) -> list[str]:
-        """What the agent said to its end: all it voiced, but for what was interrupted."""
-        voiced = [
-            (entry.at, entry.what)
-            for entry in self.studio.stand_ins.log
-            if entry.service == "tts" and begun <= entry.at <= closed
+    def _sentences(self, row: CallRow) -> list[str]:
+        """The whole sentences that the agent says it spoke (speech given up unheard is none)."""
+        voiced = {entry.what for entry in self.studio.stand_ins.log if entry.service == "tts"}
+        spoken = [
+            sentence
+            for turn in row.said
+            if turn.speaker == "agent"
+            for sentence in re.split(r"(?<=[.!?])\s+", turn.text.strip())
         ]
-        for cut in self.cut_at:
-            asked = max((said.end for said in self._said() if said.end < cut), default=begun)
-            voiced = [v for v in voiced if not asked <= v[0] <= cut + 0.3]
-        return [what for _, what in voiced]
-
-    def _said(self) -> list[Said]:
-        return self.phone.said if self.phone else []
+        return [sentence for sentence in spoken if sentence in voiced]
 
     def _clipped(self, recording: Recording) -> int:
         """Abrupt edges of the agent's speech other than by an interruption."""

@@ -16,8 +16,8 @@ KEYS = {"from", "to", "voice", "after", "dispatch", "line", "steps", "expect", "
 GREETINGS = [
     "Hello, you've reached {name}. [{p}] I can't come to the phone right now. [{p}] "
     "Please leave a message after the tone.",
-    "Hi, you've reached {name}. [{p}] I'm not available at the moment, so please leave your name and "
-    "number after the beep. [{p}] Thank you.",
+    "Hi, you've reached {name}. [{p}] I'm not available at the moment, so please leave your name "
+    "and number after the beep. [{p}] Thank you.",
     "You have reached the mailbox of {name}. [{p}] Please leave a message.",
 ]
 

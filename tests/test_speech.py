@@ -186,6 +186,18 @@ def test_of_a_sentence_that_was_cut_off_only_the_words_spoken_are_heard(ear: Ear
     assert heard.cover == pytest.approx(0.5, abs=0.15)
 
 
+@pytest.mark.parametrize("text", ["What if it breaks?", "How much is that for two tickets?"])
+def test_a_last_sound_that_the_line_swallows_costs_no_word(text: str) -> None:
+    ear = Ear()
+    ear.learn(text, synthesize(text))
+    pcm = telephone_line(synthesize(text))
+    blocks = pcm[: len(pcm) // 160 * 160].reshape(-1, 160).astype(np.float64)
+    loud = np.flatnonzero(np.sqrt((blocks**2).mean(axis=1)) > 150)
+    heard = ear.hear(pcm[: (loud[-1] + 1) * 160], whole=True)
+
+    assert heard.text == text
+
+
 def test_learning_again_changes_nothing_and_voices_are_told_apart() -> None:
     ear = Ear()
     for voice in ("caller", "callee", "caller"):
