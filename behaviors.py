@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from livekit.agents import (
     AgentSession,
@@ -62,7 +63,8 @@ def keep_account(session: Session, u: Userdata) -> None:
                 call.reply_ms.append(latency * 1000)
         if u.settings.store_transcripts:
             speaker = "caller" if item.role == "user" else "agent"
-            u.write(asyncio.to_thread(u.records.add_turn, call.id, speaker, text), "store turn")
+            add_turn = partial(u.records.add_turn, is_interrupted=item.interrupted)
+            u.write(asyncio.to_thread(add_turn, call.id, speaker, text), "store turn")
 
     @session.on("error")
     def _(event: ErrorEvent) -> None:

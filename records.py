@@ -131,10 +131,13 @@ class Records:
         """Note one use of a tool: its result code, and how long it took (ms)."""
         self._add({"call_id": call_id, "at": self._clock(), "name": name, "code": code, "ms": ms})
 
-    def add_turn(self, call_id: str, speaker: str, text: str) -> None:
+    def add_turn(
+        self, call_id: str, speaker: str, text: str, *, is_interrupted: bool = False
+    ) -> None:
         """Note what was said, if transcripts are stored."""
         if self._store_transcripts:
-            self._add({"call_id": call_id, "at": self._clock(), "speaker": speaker, "text": text})
+            said = {"speaker": speaker, "text": text, "is_interrupted": is_interrupted}
+            self._add({"call_id": call_id, "at": self._clock()} | said)
 
     def _add(self, row: dict[str, Any]) -> None:
         try:

@@ -102,6 +102,7 @@ class TurnRow(Base):
     at: Mapped[datetime]
     speaker: Mapped[str]
     text: Mapped[str] = mapped_column(Text)
+    is_interrupted: Mapped[bool]
 
 
 class CallerRow(Base):

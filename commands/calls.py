@@ -38,7 +38,8 @@ def show(row: CallRow) -> str:
     """All that the record of one call holds."""
     lines = [f"{name:15} {value}" for name, value in row.fields() if value not in (None, "")]
     lines += [f"tool            {t.name}: {t.code}, {t.ms:.0f} ms" for t in row.tool_calls]
-    lines += [f"{t.speaker:15} {t.text}" for t in row.said]
+    cut = {True: " (interrupted)", False: ""}
+    lines += [f"{t.speaker:15} {t.text}{cut[t.is_interrupted]}" for t in row.said]
     return "\n".join(lines)
 
 

@@ -54,7 +54,8 @@ def tell(report: Report) -> None:
     """What a call came to, below its words."""
     for tool in report.row.tool_calls:
         show("tool", f"{tool.name}: {tool.code} ({tool.ms:.0f} ms)")
-    show("ended", f"{report.row.disposition}, by {report.row.ended_by}: {report.row.reason}")
+    reason = f": {report.row.reason}" if report.row.reason else ""
+    show("ended", f"{report.row.disposition}, by {report.row.ended_by}{reason}")
     for problem in failures(report):
         show("PROBLEM", problem)
 

@@ -55,7 +55,9 @@ class Recognizer:
         """Audio since the last interim result."""
         self._sent_words = 0
         self._heard_s = 0.0
-        """Audio of the whole stream; the segment began at `_begun_s`."""
+        """Audio of the whole stream; the segment began at `_begun_s`, `_joined` samples into the
+        utterance."""
+        self._joined = 0
         self._begun_s = 0.0
         self._fault = ""
         """Of this utterance: see `_spoil`."""
@@ -101,6 +103,7 @@ class Recognizer:
                 self._is_talking = True
                 self._new_s = 0.0
                 self._begun_s = self._heard_s - seconds
+                self._joined = max(0, len(self._audio) - len(pcm) - round(LEAD_S * speech.RATE))
                 await self._spoil()
                 if self._fault in ("hang", "refuse"):
                     return
@@ -134,6 +137,10 @@ class Recognizer:
     def _end_segment(self, *, from_finalize: bool = False) -> None:
         self._is_talking = False
         heard = self._ear.hear(self._trimmed(), whole=not self._sent_words)
+        if self._sent_words and not heard.text:
+            # It does not go on with the last one, but is an utterance of its own.
+            heard = self._ear.hear(self._trimmed()[self._joined :], whole=True)
+            self._sent_words = 0
         words = (heard.text or "").split()[self._sent_words :]
         is_whole = heard.cover >= 0.9
         self._note("stt", f"{' '.join(words)} (score {heard.score:.2f})")

@@ -98,8 +98,8 @@ class Rehearsal:
         """The call from dialling to its closed record."""
         problems: list[str] = []
         try:
-            if self.script.remembered:
-                await self._remembered()
+            if self.script.remembered and not await self._remembered():
+                problems.append(f"not remembered: {self.script.remembered}")
             room = await self._ring()
             for step in self.script.steps:
                 await self._do(step)
@@ -116,19 +116,19 @@ class Rehearsal:
         report.problems = problems + self._unmet(row)
         return report
 
-    async def _remembered(self) -> None:
-        """Wait until the last call has been learned from."""
+    async def _remembered(self) -> bool:
+        """Whether the last call has been learned from, in time."""
         records = self.studio.records()
         deadline = time.monotonic() + 10
         try:
             while time.monotonic() < deadline:
                 facts = await asyncio.to_thread(records.facts, self.script.number)
                 if any(self.script.remembered in fact for fact in facts):
-                    return
+                    return True
                 await asyncio.sleep(0.05)
         finally:
             records.dispose()
-        raise NotAsScripted(f"not remembered: {self.script.remembered}")
+        return False
 
     async def _ring(self) -> str:
         script, network = self.script, self.studio.network
@@ -155,7 +155,7 @@ class Rehearsal:
         await verb(self.phone, step)
 
     async def _say(self, phone: Phone, step: Step) -> None:
-        self.show(phone.voice, step.text)
+        self.show(phone.voice, _shown(step.text))
         said = await phone.say(step.text)
         self.mark, self.is_asked = said.end, True
 
@@ -211,7 +211,7 @@ class Rehearsal:
 
     async def _mailbox(self, phone: Phone, step: Step) -> None:
         box = Mailbox.from_seed(self.seed, self.script.dispatch.get("name", ""))
-        self.show("mailbox", re.sub(r" ?\[[\d.]+\]", "", box.greeting))
+        self.show("mailbox", _shown(box.greeting))
         await phone.say(box.greeting)
         await asyncio.sleep(box.beep_after_s)
         self.show("mailbox", f"(beep, after {box.beep_after_s:.1f} s)")
@@ -257,12 +257,12 @@ class Rehearsal:
         return report
 
     def _sentences(self, row: CallRow) -> list[str]:
-        """The whole sentences that the agent says it spoke (speech given up unheard is none)."""
+        """The sentences that the agent spoke in whole (what it gave up unheard is none of them)."""
         voiced = {entry.what for entry in self.studio.stand_ins.log if entry.service == "tts"}
         spoken = [
             sentence
             for turn in row.said
-            if turn.speaker == "agent"
+            if turn.speaker == "agent" and not turn.is_interrupted
             for sentence in re.split(r"(?<=[.!?])\s+", turn.text.strip())
         ]
         return [sentence for sentence in spoken if sentence in voiced]
@@ -298,6 +298,11 @@ def heard_share(sentences: list[str], pcm: np.ndarray, ear: Ear) -> float:
             came += len(found.text.split()) * found.cover
     words += sum(len(sentence.split()) for sentence in left)
     return came / words if words else 1.0
+
+
+def _shown(text: str) -> str:
+    """Words with their pauses, as people write them."""
+    return re.sub(r" ?\[[\d.]+\]", " ...", text)
 
 
 def _plain(text: str) -> str:

@@ -66,6 +66,7 @@ def test_a_call_is_recorded_whole(records: Records) -> None:
     records.open(call)
     records.add_tool_call(call.id, "transfer_call", "busy", 812.5)
     records.add_turn(call.id, "caller", "Where is my order?")
+    records.add_turn(call.id, "agent", "It leaves", is_interrupted=True)
     call.turns, call.reply_ms, call.usage = 2, [900.0, 1100.0], [{"model": "x"}]
     call.end(completed())
     records.save(call)
@@ -75,7 +76,10 @@ def test_a_call_is_recorded_whole(records: Records) -> None:
     assert (row.disposition, row.ended_by, row.campaign_id) == ("completed", "caller", "spring")
     assert (row.reply_p50_ms, row.turns, row.usage) == (1000.0, 2, [{"model": "x"}])
     assert [(t.name, t.code, t.ms) for t in row.tool_calls] == [("transfer_call", "busy", 812.5)]
-    assert [(t.speaker, t.text) for t in row.said] == [("caller", "Where is my order?")]
+    assert [(t.speaker, t.text, t.is_interrupted) for t in row.said] == [
+        ("caller", "Where is my order?", False),
+        ("agent", "It leaves", True),
+    ]
     assert row.ended_at is not None and row.ended_at.tzinfo is not None
     assert row.lease_until is None
 

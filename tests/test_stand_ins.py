@@ -65,9 +65,10 @@ class Caller:
             self.times.append(asyncio.get_running_loop().time())
             self._news.set()
 
-    def say(self, text: str, *, known: bool = True) -> float:
-        """The event loop's time at which it was said."""
+    def say(self, text: str, *, known: bool = True, share: float = 1.0) -> float:
+        """The event loop's time at which it, or the first `share` of it, was said."""
         pcm = self._stand_ins.announce(text, "caller") if known else synthesize(text)
+        pcm = pcm[: round(len(pcm) * share)]
         pcm = np.concatenate([telephone_line(pcm), silence(0.6)])
         self._stream.push_frame(rtc.AudioFrame(pcm.tobytes(), RATE, 1, len(pcm)))
         return asyncio.get_running_loop().time()
@@ -138,6 +139,16 @@ async def test_a_pause_makes_two_finals(
     caller.say("How much does delivery [0.5] cost for a sofa?")
 
     assert await caller.finals(2) == ["How much does delivery", "cost for a sofa?"]
+
+
+async def test_what_follows_an_utterance_that_broke_off_is_understood(
+    stand_ins: StandInProviders, new_caller: Callable[[], Caller]
+) -> None:
+    caller = new_caller()
+    caller.say("How much does delivery cost for a sofa?", share=0.5)
+    caller.say("What time do you open on Sundays?")
+
+    assert (await caller.finals(2))[1] == "What time do you open on Sundays?"
 
 
 async def test_a_final_comes_so_long_after_the_last_sound(

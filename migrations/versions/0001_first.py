@@ -57,6 +57,7 @@ def upgrade() -> None:
         sa.Column("at", moment, nullable=False),
         sa.Column("speaker", sa.String, nullable=False),
         sa.Column("text", sa.Text, nullable=False),
+        sa.Column("is_interrupted", sa.Boolean, nullable=False),
     )
     op.create_table(
         "callers",
