@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from livekit import rtc
 from livekit.agents import AgentSession, APIConnectOptions, inference
 from livekit.agents.voice.agent_session import SessionConnectOptions
 from livekit.agents.voice.room_io import AudioInputOptions, RoomOptions
@@ -20,6 +21,11 @@ def load(settings: Settings) -> None:
     for name in _plugins(settings):
         importlib.import_module(f"livekit.plugins.{name}")
     importlib.import_module("livekit.agents.ipc._preload")
+    importlib.import_module("openai.resources.chat")
+    importlib.import_module("openai.resources.models")
+    # LiveKit makes its native client at the first use and without a lock: of two calls that are
+    # the first at the same time, one would make a second client and never hear of its room.
+    rtc.AudioResampler(48_000, 16_000)
 
 
 def _plugins(settings: Settings) -> list[str]:

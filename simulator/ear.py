@@ -96,10 +96,10 @@ class Ear:
         for likely in np.argsort(scores)[-_LIKELY:]:
             template = stack.values[likely, : stack.sizes[likely]] + _MIDDLE
             scores[likely] = max(scores[likely], elastic(heard, template))
-        if whole:
-            # More, and "By the way," would be taken for whatever short utterance is most like it.
-            scores = scores - 0.15 * np.maximum(0.0, 0.9 - covers)
-        at = int(np.argmax(scores))
+        unheard = np.maximum(0.0, 0.9 - covers) if whole else np.zeros_like(covers)
+        # More, and "By the way," would be taken for whatever short utterance is most like it.
+        at = int(np.argmax(scores - 0.15 * unheard))
+        scores = scores - 0.3 * unheard
         best = Heard(stack.texts[at], max(0.0, float(scores[at])), float(covers[at]))
         if not best.score or best.score < min_score:
             return Heard(None, best.score, best.cover)

@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest_asyncio.fixture(scope="session")
 async def studio() -> AsyncIterator[Studio]:
     """Shared by all calls that one plain worker can take."""
-    async with Studio(RING_TIMEOUT_S="3", TRANSFER_TIMEOUT_S="3") as studio:
+    async with Studio(MAX_CALLS="12", RING_TIMEOUT_S="3", TRANSFER_TIMEOUT_S="3") as studio:
         yield studio
 
 

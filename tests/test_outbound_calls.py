@@ -64,10 +64,11 @@ async def test_a_callee_who_is_not_understood_is_spoken_to(studio: Studio) -> No
     assert 1.5 <= start - mumbled.end <= 4.0
 
 
-@pytest.mark.parametrize("beep_after_s", [0.3, 3.9, None])
-async def test_a_message_lies_after_the_beep_or_after_silence(
-    studio: Studio, beep_after_s: float | None
-) -> None:
+async def test_a_message_lies_after_the_beep_or_after_silence(studio: Studio) -> None:
+    await asyncio.gather(*(_leaves_message(studio, beep) for beep in (0.3, 3.9, None)))
+
+
+async def _leaves_message(studio: Studio, beep_after_s: float | None) -> None:
     phone = await answered(studio, voicemail_message=MESSAGE)
     greeting = await phone.say(
         "Hello, you've reached Sam. [0.7] Please leave a message after the tone.",
@@ -96,48 +97,43 @@ async def test_without_a_message_a_machine_is_hung_up_on(studio: Studio) -> None
     assert not speech_segments(phone.recording().heard)
 
 
-@pytest.mark.parametrize(
-    ("line", "disposition", "status"),
-    [
-        (Line(sip_status=486), "busy", 486),
-        (Line(sip_status=603), "declined", 603),
-        (Line(sip_status=404), "bad_number", 404),
-        (Line(sip_status=480), "unreachable", 480),
-        (Line(sip_status=503), "failed", 503),
-        (Line(no_reply=True, no_reply_s=1.0), "unreachable", None),
-        (Line(never_answers=True), "no_answer", None),
-        (Line(cpu_exhausted=True), "failed", None),
-    ],
-    ids=lambda value: str(value) if not isinstance(value, Line) else "",
-)
-async def test_a_call_that_is_not_answered_is_recorded_as_what_it_was(
-    studio: Studio, line: Line, disposition: str, status: int | None
-) -> None:
-    row = await outcome(studio, line)
-
-    assert (row.disposition, row.sip_status) == (disposition, status)
-    assert row.answered_at is None
-    assert not await room_exists(studio, row.room)
+UNANSWERED: list[tuple[Line, tuple[str, int | None]]] = [
+    (Line(sip_status=486), ("busy", 486)),
+    (Line(sip_status=603), ("declined", 603)),
+    (Line(sip_status=404), ("bad_number", 404)),
+    (Line(sip_status=480), ("unreachable", 480)),
+    (Line(sip_status=503), ("failed", 503)),
+    (Line(no_reply=True, no_reply_s=1.0), ("unreachable", None)),
+    (Line(never_answers=True), ("no_answer", None)),
+    (Line(cpu_exhausted=True), ("failed", None)),
+]
 
 
-@pytest.mark.parametrize(
-    ("metadata", "reason"),
-    [
-        ("call +15551230001", "metadata"),
-        ('{"phone_number": "5551230001"}', "phone_number"),
-        ('{"name": "Jo"}', "phone_number"),
-        ('{"phone_number": "+15551230001", "colour": "red"}', "colour"),
-        ('{"phone_number": "+15551230001", "trunk_id": "ST_gone"}', "trunk_id"),
-    ],
-)
-async def test_a_bad_request_is_not_dialled_and_says_why(
-    studio: Studio, metadata: str, reason: str
-) -> None:
+async def test_a_call_that_is_not_answered_is_recorded_as_what_it_was(studio: Studio) -> None:
+    rows = await asyncio.gather(*(outcome(studio, line) for line, _ in UNANSWERED))
+
+    assert [(row.disposition, row.sip_status) for row in rows] == [due for _, due in UNANSWERED]
+    assert not any(row.answered_at for row in rows)
+    assert not any([await room_exists(studio, row.room) for row in rows])
+
+
+BAD_REQUESTS = {
+    "call +15551230001": "metadata",
+    '{"phone_number": "5551230001"}': "phone_number",
+    '{"name": "Jo"}': "phone_number",
+    '{"phone_number": "+15551230001", "colour": "red"}': "colour",
+    '{"phone_number": "+15551230001", "trunk_id": "ST_gone"}': "trunk_id",
+}
+
+
+async def test_a_bad_request_is_not_dialled_and_says_why(studio: Studio) -> None:
     before = len(studio.network.calls)
-    row = await studio.closed(await studio.network.dispatch(metadata))
+    rooms = [await studio.network.dispatch(metadata) for metadata in BAD_REQUESTS]
+    rows = await asyncio.gather(*(studio.closed(room) for room in rooms))
 
-    assert row.disposition == "not_dialed"
-    assert reason in row.reason
+    assert {row.disposition for row in rows} == {"not_dialed"}
+    for row, key in zip(rows, BAD_REQUESTS.values(), strict=True):
+        assert key in row.reason
     assert len(studio.network.calls) == before
 
 

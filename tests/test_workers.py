@@ -14,10 +14,11 @@ from tests.calls import ask, eventually, greeted, heard, new_number, room_exists
 async def test_a_full_worker_leaves_the_call_to_another() -> None:
     async with Studio(MAX_CALLS="2") as studio:
         first = await studio.worker()
-        phones = [await greeted(studio) for _ in range(2)]
+        phones = list(await asyncio.gather(greeted(studio), greeted(studio)))
         second = await studio.worker()
         phones.append(await greeted(studio))
-        answers = [await ask(studio, p, "How much does furniture delivery cost?") for p in phones]
+        question = "How much does furniture delivery cost?"
+        answers = await asyncio.gather(*(ask(studio, phone, question) for phone in phones))
         for phone in phones:
             await phone.hang_up()
         rows = [await studio.closed(phone.room_name) for phone in phones]
@@ -48,31 +49,21 @@ async def test_a_killed_workers_call_is_closed_and_its_caller_not_left_alone() -
         assert third.returncode is None
 
 
-async def test_a_stopped_worker_finishes_its_call_and_exits_cleanly() -> None:
-    async with Studio(DRAIN_TIMEOUT_S="60") as studio:
+async def test_a_stopped_worker_finishes_its_calls_until_a_limit() -> None:
+    async with Studio(DRAIN_TIMEOUT_S="15") as studio:
         worker = await studio.worker()
-        phone = await greeted(studio)
+        asking, staying = await asyncio.gather(greeted(studio), greeted(studio))
         stopping = asyncio.ensure_future(worker.stop(signal.SIGTERM, timeout=60))
-        answer = await ask(studio, phone, "How much does furniture delivery cost?")
-        await phone.hang_up()
+        answer = await ask(studio, asking, "How much does furniture delivery cost?")
+        await asking.hang_up()
         status = await stopping
-        row = await studio.closed(phone.room_name)
+        finished, ended = [await studio.closed(p.room_name) for p in (asking, staying)]
 
         assert "49 dollars" in answer
+        assert (finished.disposition, finished.ended_by) == ("completed", "caller")
+        assert "have to end the call" in heard(studio, staying, staying.times["first_sound"])
+        assert (ended.disposition, ended.ended_by) == ("completed", "system")
         assert status == 0
-        assert row.disposition == "completed"
-
-
-async def test_at_the_drain_limit_a_call_is_ended_with_a_sentence() -> None:
-    async with Studio(DRAIN_TIMEOUT_S="3") as studio:
-        worker = await studio.worker()
-        phone = await greeted(studio)
-        status = await worker.stop(signal.SIGTERM, timeout=60)
-        row = await studio.closed(phone.room_name)
-
-        assert "have to end the call" in heard(studio, phone, phone.times["first_sound"])
-        assert status == 0
-        assert (row.disposition, row.ended_by) == ("completed", "system")
 
 
 async def test_the_database_may_be_away_during_a_call() -> None:
