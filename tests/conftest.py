@@ -44,6 +44,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--races"):
         items[:] = [item for item in items if item.get_closest_marker("race")]
+    # The two groups of calls in real time come first, beside each other and no load.
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 @pytest_asyncio.fixture(scope="session")

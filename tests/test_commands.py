@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 
+import pytest
+
 from simulator.bridge import Line
 from simulator.studio import Studio
 from simulator.worker import ROOT, clean_environment
 from tests.calls import new_number
+
+pytestmark = pytest.mark.xdist_group("calls")
 
 
 async def run(studio: Studio, *arguments: str, typed: str = "", **env: str) -> tuple[int, str]:

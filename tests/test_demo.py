@@ -8,9 +8,13 @@ import random
 import sys
 from pathlib import Path
 
+import pytest
+
 from simulator.studio import Studio
 from simulator.worker import ROOT
 from tests.calls import ask, eventually, greeted
+
+pytestmark = pytest.mark.xdist_group("studios")
 
 
 async def test_the_demo_plays_five_calls_as_scripted(tmp_path: Path) -> None:
@@ -20,8 +24,10 @@ async def test_the_demo_plays_five_calls_as_scripted(tmp_path: Path) -> None:
         sys.executable, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
     shown, _ = await process.communicate()
+    assert figures.exists(), shown.decode()
     calls = json.loads(figures.read_text())["calls"]
 
+    assert process.returncode == 0, shown.decode()
     assert [call["disposition"] for call in calls] == [
         "transferred",
         "completed",
@@ -29,7 +35,6 @@ async def test_the_demo_plays_five_calls_as_scripted(tmp_path: Path) -> None:
         "voicemail",
         "busy",
     ]
-    assert process.returncode == 0, shown.decode()
 
 
 async def test_made_up_knowledge_and_a_made_up_fact_are_heard(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from simulator.phone import CallOver
 from simulator.studio import Studio
 from tests.calls import ask, eventually, greeted, heard, new_number, room_exists
 
-pytestmark = pytest.mark.usefixtures("worker")
+pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.xdist_group("calls")]
 
 
 async def test_a_caller_is_greeted_by_an_ai_and_answered(studio: Studio) -> None:

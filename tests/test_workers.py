@@ -7,8 +7,12 @@ import signal
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from simulator.studio import Studio
 from tests.calls import ask, eventually, greeted, heard, new_number, room_exists
+
+pytestmark = pytest.mark.xdist_group("studios")
 
 
 async def test_a_full_worker_leaves_the_call_to_another() -> None:
