@@ -34,7 +34,7 @@ from caretaker import Caretaker
 from config import BadSetting, Settings
 from memory import Memory
 from rag import Knowledge
-from records import Records, RecordsUnavailable, Repeated
+from records import Records, Repeated
 from telephony import DialFailed, PhoneLine
 from userdata import Userdata
 
@@ -196,9 +196,7 @@ class Desk:
         saving = asyncio.to_thread(self.records.save, call)
         if u and u.words and u.remembers and call.number and not u.is_machine:
             learning = asyncio.to_thread(self.memory.learn, call.number, call.id, u.words)
-            _, problem = await asyncio.gather(saving, learning, return_exceptions=True)
-            if isinstance(problem, RecordsUnavailable):
-                logger.warning("the call is not learned from: the database does not answer")
+            await asyncio.gather(saving, learning)
         else:
             await saving
 

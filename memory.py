@@ -95,7 +95,7 @@ class Memory:
             self._durable.close()
 
     def known(self, number: str) -> list[str]:
-        """What is known about a caller, oldest first. Raises RecordsUnavailable, as all below."""
+        """What is known about a caller, oldest first. Raises RecordsUnavailable, as most below."""
         if self._records.pending_forget(number):
             return []
         return self._records.facts(number)
@@ -116,8 +116,10 @@ class Memory:
         self._add(Work(f"remember-{uuid.uuid4().hex}", "remember", call_id, number, [fact]))
 
     def learn(self, number: str, call_id: str, words: list[str]) -> None:
-        """Learn from what the caller said in a call; once per call."""
-        self._add(Work(f"learn-{call_id}", "learn", call_id, number, words))
+        """Learn from what the caller said in a call, once per call; raises nothing."""
+        work = Work(f"learn-{call_id}", "learn", call_id, number, words)
+        if self._records.leave_work(work):
+            self._durable.enqueue(work.id)
 
     def forget(self, number: str, call_id: str) -> None:
         """Forget the caller: nothing is known from now on, and all traces are deleted."""

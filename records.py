@@ -147,7 +147,10 @@ class Records:
 
     def _add_now(self, row: dict[str, Any]) -> None:
         with Session(self.engine) as session, session.begin():
-            session.add(ToolCallRow(**row) if "name" in row else TurnRow(**row))
+            if "kind" in row:
+                self._add_work(session, Work(**row))
+            else:
+                session.add(ToolCallRow(**row) if "name" in row else TurnRow(**row))
 
     def _replay(self) -> None:
         for item in self._spool.items():
@@ -246,8 +249,20 @@ class Records:
     def add_work(self, work: Work) -> None:
         """Commit work to be done; an id that is there already is left alone."""
         with self._session() as session:
-            if session.get(schema.WorkRow, work.id) is None:
-                session.add(schema.WorkRow(**asdict(work), created_at=self._clock()))
+            self._add_work(session, work)
+
+    def leave_work(self, work: Work) -> bool:
+        """Like `add_work`; False if the database is away, and the work waits with its call."""
+        try:
+            self.add_work(work)
+        except RecordsUnavailable:
+            self._spool.append(work.call_id, asdict(work))
+            return False
+        return True
+
+    def _add_work(self, session: Session, work: Work) -> None:
+        if session.get(schema.WorkRow, work.id) is None:
+            session.add(schema.WorkRow(**asdict(work), created_at=self._clock()))
 
     def work(self, work_id: str) -> Work | None:
         """Unfinished work by its id; None if it is done or was cancelled."""

@@ -168,6 +168,7 @@ def test_a_call_goes_on_while_the_database_is_away(tmp_path: Path, clock: Clock)
     records.add_tool_call(call.id, "end_call", "ok", 1.0)
     call.end(completed())
     records.save(call)
+    assert not records.leave_work(Work("w", "learn", call.id, NUMBER, ["I keep bees."]))
     with pytest.raises(RecordsUnavailable):
         records.set_facts(NUMBER, [])
     locker.execute("ROLLBACK")
@@ -177,6 +178,7 @@ def test_a_call_goes_on_while_the_database_is_away(tmp_path: Path, clock: Clock)
     assert row is not None
     assert row.disposition == "completed"
     assert [tool.name for tool in row.tool_calls] == ["end_call"]
+    assert [work.content for work in records.pending_work()] == [["I keep bees."]]
     assert not list((tmp_path / "spool").glob("*.json"))
 
 

@@ -77,11 +77,14 @@ async def test_the_database_may_be_away_during_a_call() -> None:
         phone = await greeted(studio, from_=new_number())
         locker = _lock(database)
         answer = await ask(studio, phone, "How much does furniture delivery cost?")
+        await ask(studio, phone, "By the way, I have a three legged cat called Biscuit.")
         await phone.hang_up()
         await phone.ended()
         await eventually(lambda: asyncio.sleep(0, any((studio.data_dir / "spool").glob("*"))), 30)
         locker.close()
         row = await studio.closed(phone.room_name, 30)
+        records = studio.records()
+        await eventually(lambda: asyncio.to_thread(records.facts, phone.number))
 
         assert "49 dollars" in answer
         assert row.disposition == "completed"
