@@ -16,7 +16,7 @@ import prompts
 from call import Disposition, EndedBy, Ending, transfer_uri
 from records import RecordsUnavailable
 from telephony import CallerLeft, TransferFailed
-from userdata import Userdata, say_out
+from userdata import Userdata
 
 Context = RunContext[Userdata]
 Tool = FunctionTool | RawFunctionTool
@@ -108,7 +108,7 @@ async def transfer_call(context: Context, destination: str) -> None:
             "no_such_destination",
         )
     await context.update(prompts.TRANSFERRING, silent=True)
-    await say_out(context.session, prompts.TRANSFERRING)
+    await context.session.say(prompts.TRANSFERRING, allow_interruptions=False)
     try:
         await u.line.transfer(transfer_uri(number))
     except TransferFailed as failure:

@@ -15,10 +15,6 @@ from rag import Knowledge
 from records import Records
 from telephony import BeepListener, Line
 
-TAIL_S = 0.3
-"""What is still on its way to the phone when its playing is reported over: two of eight transfers
-that did not wait for it cut the end of the last word off."""
-
 
 @dataclass
 class Userdata:
@@ -96,14 +92,8 @@ class Userdata:
         if at_once:
             await session.interrupt(force=True)
         if last_words:
-            await say_out(session, last_words)
+            await session.say(last_words, allow_interruptions=False)
         self.end(ending)
-
-
-async def say_out(session: AgentSession[Userdata], words: str) -> None:
-    """Say words that the line ends after, and return when the phone has heard their end."""
-    await session.say(words, allow_interruptions=False)
-    await asyncio.sleep(TAIL_S)
 
 
 def _kept(tasks: set[asyncio.Task], work: Awaitable[None], name: str) -> asyncio.Task:

@@ -7,6 +7,7 @@ utterance: enough to tell them apart over a telephone line, and nothing like rea
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +26,8 @@ _CHUNK, _DRIFT = 10, 2
 """Hops that keep together, and by how many the next may be shifted against them."""
 _FAINT = 5.5
 """How far (in log energy, 24 dB) below its loudest hop the end of an utterance may go unheard."""
+_LATELY_S = 15.0
+"""What was announced in this time is likelier to be heard than what was said before."""
 _MIDDLE = 17.0
 """A usual log-mel energy; taken off, so that single precision suffices."""
 
@@ -54,6 +57,8 @@ class Ear:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], np.ndarray] = {}
+        self._learned: dict[tuple[str, int], float] = {}
+        """When (monotonic, s) each was last announced."""
         self._stack: _Stack | None = None
         self._lock = threading.Lock()
 
@@ -78,6 +83,7 @@ class Ear:
         """Know an utterance: its words and how it sounds."""
         key = text, hash(pcm16k.tobytes())
         with self._lock:
+            self._learned[key] = time.monotonic()
             if key not in self._known:
                 self._known[key] = features(pcm16k)
                 self._stack = None
@@ -91,15 +97,18 @@ class Ear:
             if not self._known:
                 return Heard(None, 0.0, 0.0)
             stack = self._stack = self._stack or _Stack.of(self._known)
+            since = time.monotonic() - _LATELY_S
+            lately = np.array([self._learned[key] > since for key in self._known])
         heard = features(pcm16k)
         scores, covers = stack.match(heard)
         for likely in np.argsort(scores)[-_LIKELY:]:
             template = stack.values[likely, : stack.sizes[likely]] + _MIDDLE
             scores[likely] = max(scores[likely], elastic(heard, template))
         unheard = np.maximum(0.0, 0.9 - covers) if whole else np.zeros_like(covers)
-        # More, and "By the way," would be taken for whatever short utterance is most like it.
-        at = int(np.argmax(scores - 0.15 * unheard))
         scores = scores - 0.3 * unheard
+        # A beginning before a pause ("By the way,") is also a bit like some whole utterance.
+        ranks = np.where(scores >= min_score, scores + 0.1 * unheard + 0.1 * lately, scores - 1)
+        at = int(np.argmax(ranks))
         best = Heard(stack.texts[at], max(0.0, float(scores[at])), float(covers[at]))
         if not best.score or best.score < min_score:
             return Heard(None, best.score, best.cover)

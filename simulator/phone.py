@@ -82,6 +82,8 @@ class Phone:
         self.transfer: str | int = "accept"  # what it answers to a REFER: see bridge.Line
         self.transfer_s = 0.3
         self.transfers: list[str] = []
+        self.ringback: list[tuple[float, float]] = []
+        """When it heard ringing instead of the room (monotonic)."""
         self.active = asyncio.Event()
         self.gone = asyncio.Event()
         self.gone_reason = ""
@@ -251,12 +253,14 @@ class Phone:
     async def hearing_ringback(self) -> AsyncIterator[None]:
         """Meanwhile the phone hears ringing instead of the room: the bridge's play_dialtone."""
         self._is_muted = True
+        begun = time.monotonic()
         self._do("ringback", self._ring())
         try:
             yield
         finally:
             self._is_muted = False
             self._tasks.pop("ringback").cancel()
+            self.ringback.append((begun, time.monotonic()))
             self.ear.leave("ringback")
 
     # ------------------------------------------------------------------ inside

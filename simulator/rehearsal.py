@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from records import CallRow
 from simulator import speech
 from simulator.bridge import Line
 from simulator.ear import Ear
+from simulator.handset import SAMPLE_RATE
 from simulator.phone import CallOver, Phone
 from simulator.recording import (
     Recording,
@@ -247,13 +248,14 @@ class Rehearsal:
         over = times.get("hung_up", times.get("gone"))
         if over:
             report.end_ms = max(0.0, (closed - over) * 1000)
-        if speech_segments(recording.heard):
+        agent = _without(phone.ringback, recording)
+        if speech_segments(agent.heard):
             sentences = self._sentences(row)
             ear = self.studio.stand_ins.agent_ear
-            report.heard_ratio = heard_share(sentences, recording.heard, ear)
-            report.overlap_ms = overlap_ms(recording)
-            report.clipped = self._clipped(recording)
-            report.level_db = level_db(recording.heard)
+            report.heard_ratio = heard_share(sentences, agent.heard, ear)
+            report.overlap_ms = overlap_ms(agent)
+            report.clipped = self._clipped(agent)
+            report.level_db = level_db(agent.heard)
         return report
 
     def _sentences(self, row: CallRow) -> list[str]:
@@ -285,6 +287,15 @@ class Rehearsal:
             elif getattr(row, key) != wanted:
                 unmet.append(f"{key} is {getattr(row, key)}, not {wanted}")
         return unmet
+
+
+def _without(spans: list[tuple[float, float]], recording: Recording) -> Recording:
+    """The recording with silence where the phone heard something else than the agent."""
+    heard = recording.heard.copy()
+    for span in spans:
+        start, end = (max(0, round((at - recording.started) * SAMPLE_RATE)) for at in span)
+        heard[start:end] = 0
+    return replace(recording, heard=heard)
 
 
 def heard_share(sentences: list[str], pcm: np.ndarray, ear: Ear) -> float:

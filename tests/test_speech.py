@@ -188,13 +188,24 @@ def test_of_a_sentence_that_was_cut_off_only_the_words_spoken_are_heard(ear: Ear
 
 def test_a_beginning_before_a_pause_is_not_taken_for_a_short_utterance() -> None:
     ear, text = Ear(), "By the way, I have a three legged cat called Biscuit."
-    for known in (text, "costs,", "Right away.", "Goodbye."):
+    for known in (text, "costs,", "By the one,", "Goodbye."):
         ear.learn(known, synthesize(known))
     pcm = synthesize(text)
 
     for share in (0.18, 0.22, 0.3):
         heard = ear.hear(over_the_line(pcm[: round(len(pcm) * share)]), whole=True)
         assert heard.text and text.startswith(heard.text)
+
+
+def test_what_was_announced_lately_is_likelier() -> None:
+    ear, pcm = Ear(), synthesize("Goodbye.")
+    for text in ("then", "now"):
+        ear.learn(text, np.roll(pcm, len(text)))
+    for key in ear._learned:
+        ear._learned[key] -= 60 if key[0] == "then" else 0
+    heard = ear.hear(over_the_line(np.roll(pcm, len("then"))), whole=True)
+
+    assert heard.text == "now"
 
 
 @pytest.mark.parametrize("text", ["What if it breaks?", "How much is that for two tickets?"])
