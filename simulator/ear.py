@@ -100,6 +100,7 @@ class Ear:
             since = time.monotonic() - _LATELY_S
             lately = np.array([self._learned[key] > since for key in self._known])
         heard = features(pcm16k)
+        heard = heard[max(0, _loud_hops(heard)[0] - 1) :]  # silence before it is no part of it
         scores, covers = stack.match(heard)
         for likely in np.argsort(scores)[-_LIKELY:]:
             template = stack.values[likely, : stack.sizes[likely]] + _MIDDLE
@@ -189,8 +190,12 @@ class _Stack:
 
 def _sounding(template: np.ndarray) -> int:
     """Hops until the last that is not faint."""
-    energy = np.log(np.exp(template.astype(np.float64)).sum(axis=1))
-    return int(np.flatnonzero(energy > energy.max() - _FAINT)[-1]) + 1
+    return int(_loud_hops(template)[-1]) + 1
+
+
+def _loud_hops(values: np.ndarray) -> np.ndarray:
+    energy = np.log(np.exp(values.astype(np.float64)).sum(axis=1))
+    return np.flatnonzero(energy > energy.max() - _FAINT)
 
 
 def _running(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
