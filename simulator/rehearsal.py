@@ -21,8 +21,10 @@ from simulator.handset import SAMPLE_RATE
 from simulator.phone import CallOver, Phone
 from simulator.recording import (
     Recording,
-    cuts,
+    Segment,
+    cut_ends,
     level_db,
+    missing_ms,
     overlap_ms,
     speech_segments,
 )
@@ -31,6 +33,8 @@ from simulator.studio import Studio
 
 HEAR_LIMIT_S = 20.0
 QUIET_S = 0.6
+CLIPPED_MS = 80.0
+"""Whole sentences lacked up to 30 ms of their start."""
 
 Show = Callable[[str, str], None]
 """(who, words) -> shown as it happens."""
@@ -270,12 +274,16 @@ class Rehearsal:
         return [sentence for sentence in spoken if sentence in voiced]
 
     def _clipped(self, recording: Recording) -> int:
-        """Abrupt edges of the agent's speech other than by an interruption."""
-        cut_s = [at - recording.started for at in self.cut_at]
-        return sum(
-            not any(-0.1 < getattr(cut.segment, f"{cut.edge}_s") - at < 1.5 for at in cut_s)
-            for cut in cuts(recording.heard)
-        )
+        """Words of the agent cut at their start, or at their end other than by an interruption."""
+        heard, clipped = recording.heard, 0
+        for segment in cut_ends(heard):
+            at = recording.started + segment.end_s
+            clipped += not any(-0.1 < at - cut < 1.5 for cut in self.cut_at)
+        for found in self.studio.stand_ins.agent_ear.transcribe(heard):
+            stretch = Segment(max(0.0, found.start_s - 0.1), found.end_s + 0.2).of(heard)
+            spoken = speech.synthesize(found.text, voice="agent")
+            clipped += missing_ms(stretch, spoken)[0] > CLIPPED_MS
+        return clipped
 
     def _unmet(self, row: CallRow) -> list[str]:
         """What the script's `expect` says that is not so."""
