@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from simulator.child import Child, ChildFailed, free_port
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from simulator.child import Child, ChildFailed
@@ -74,10 +74,10 @@ async def test_children_die_with_a_parent_that_is_killed() -> None:
 
 
 def _runs(pid: int) -> bool:
-    state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], check=False, capture_output=True, text=True
-    )
-    return bool(state.stdout.strip()) and "Z" not in state.stdout
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_missing_server_says_how_to_get_one(

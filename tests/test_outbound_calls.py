@@ -28,9 +28,12 @@ async def answered(studio: Studio, **metadata: object) -> Phone:
     return phone
 
 
-async def test_a_person_is_spoken_to_right_after_their_first_word(studio: Studio) -> None:
+@pytest.mark.parametrize("first_word", ["Hello?", "Hello,"])
+async def test_a_person_is_spoken_to_right_after_their_first_word(
+    studio: Studio, first_word: str
+) -> None:
     phone = await answered(studio, name="Jo", purpose="I am calling about your lamp.")
-    said = await phone.say("Hello?")
+    said = await phone.say(first_word)
     start, _ = await phone.agent_says(since=said.end)
     opening = heard(studio, phone, said.end)
     await phone.hang_up()
