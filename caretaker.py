@@ -45,6 +45,8 @@ class Caretaker:
         self._clock = clock
         self._alone_since: dict[str, float] = {}
         """Rooms of lost calls with exactly one phone and no agent, and since when."""
+        self._closed_here: set[str] = set()
+        """Rooms of lost calls whose record this worker closed."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="caretaker", daemon=True)
 
@@ -89,17 +91,21 @@ class Caretaker:
         if any(p.kind == api.ParticipantInfo.Kind.AGENT for p in people):
             return
         if await asyncio.to_thread(self._records.close_lost, lost.id):
+            self._closed_here.add(lost.room)
             logger.warning("closed the record of a lost worker's call", extra={"call_id": lost.id})
 
     async def _end_if_alone(self, livekit: api.LiveKitAPI, room: str) -> None:
         people = await _participants(livekit, room)
         if not people:
             self._alone_since.pop(room, None)
+            self._closed_here.discard(room)
             return
         if len(people) != 1 or people[0].kind != api.ParticipantInfo.Kind.SIP:
             self._alone_since.pop(room, None)
             return
-        if self._clock() - self._alone_since.setdefault(room, self._clock()) > ALONE_S:
+        # Of two deletions at once LiveKit's second makes the room anew: the others come later.
+        limit = ALONE_S if room in self._closed_here else 2 * ALONE_S
+        if self._clock() - self._alone_since.setdefault(room, self._clock()) > limit:
             await livekit.room.delete_room(api.DeleteRoomRequest(room=room))
             logger.warning("ended a room in which a phone was left alone")
 
