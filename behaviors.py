@@ -111,14 +111,12 @@ def judge_turns_by_words(session: Session, u: Userdata) -> None:
     def _(event: UserInputTranscribedEvent) -> None:
         if not event.is_final or not session.current_agent:
             return
-        is_opening = u.call.request and not u.has_opened
-        # "Hello," is all that many people say as they pick up.
-        words = event.transcript.rstrip(" ,") if is_opening else event.transcript
-        if prompts.sounds_unfinished(words):
+        # "Hello," goes on: "you've reached Sam".
+        if prompts.sounds_unfinished(event.transcript):
             least = most = max(UNFINISHED_S, patient)
-        elif is_opening:
+        elif u.call.request and not u.has_opened:
             least = most = OPENING_PAUSE_S
-        elif prompts.sounds_finished(words):
+        elif prompts.sounds_finished(event.transcript):
             least, most = quick, brief
         else:
             least, most = open_ended, patient
