@@ -184,7 +184,8 @@ def open_after_silence(session: Session, u: Userdata, opening: str) -> None:
     answering = asyncio.Event()
 
     @session.on("user_state_changed")
-    def _(event: UserStateChangedEvent) -> None:
+    @session.on("user_input_transcribed")  # words may be understood that the VAD missed
+    def _(event: UserStateChangedEvent | UserInputTranscribedEvent) -> None:
         stirred.set()
 
     @session.on("agent_state_changed")
@@ -229,10 +230,11 @@ async def _machine_is_recording(session: Session, u: Userdata) -> None:
     u.beeps.heard.clear()
     talking = asyncio.Event()
 
-    def on_state(event: UserStateChangedEvent) -> None:
+    def on_sound(event: UserStateChangedEvent | UserInputTranscribedEvent) -> None:
         talking.set()
 
-    session.on("user_state_changed", on_state)
+    session.on("user_state_changed", on_sound)
+    session.on("user_input_transcribed", on_sound)
     try:
         while True:
             talking.clear()
@@ -246,4 +248,5 @@ async def _machine_is_recording(session: Session, u: Userdata) -> None:
             if not done or u.beeps.heard.is_set():
                 return
     finally:
-        session.off("user_state_changed", on_state)
+        session.off("user_state_changed", on_sound)
+        session.off("user_input_transcribed", on_sound)
