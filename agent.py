@@ -191,7 +191,7 @@ class Desk:
         call, u = job.call, job.userdata
         call.end(Ending(Disposition.FAILED, EndedBy.SYSTEM, "the job crashed or was stopped"))
         if job.opening:
-            await job.opening
+            await asyncio.wait([job.opening])
         if u:
             await u.settle()
         saving = asyncio.to_thread(self.records.save, call)
@@ -221,7 +221,7 @@ async def _note_answer(line: PhoneLine, call: Call) -> None:
 
 
 def _nobody_came(metadata: str) -> Ending:
-    keys = ", ".join(sorted(json.loads(metadata or "{}")))
+    keys = ", ".join(sorted(json.loads(metadata.strip() or "{}")))
     if keys:
         reason = f"nobody called, and these are no keys of ours: {keys[:200]}"
         return Ending(Disposition.NOT_DIALED, EndedBy.SYSTEM, reason)

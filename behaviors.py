@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections import Counter
 from functools import partial
 
 from livekit.agents import (
@@ -14,7 +16,7 @@ from livekit.agents import (
     UserInputTranscribedEvent,
     UserStateChangedEvent,
 )
-from livekit.agents.llm import ChatMessage
+from livekit.agents.llm import ChatMessage, LLMError
 
 import prompts
 from call import Disposition, EndedBy, Ending
@@ -36,6 +38,10 @@ OPEN_S = 1.1
 """Least wait after words that neither break off nor end a sentence."""
 FINISHED_S = 0.6
 """Longest wait after a whole sentence."""
+MACHINE_LIMIT_S = 120.0
+"""Longest wait for a machine to record; then the message is left whatever is heard."""
+OUTAGES = 2
+"""How often in a row speech recognition or synthesis may fail, its retries included."""
 WARNING_S = 60.0
 """How long before the time limit the caller is warned, on calls long enough for it."""
 
@@ -77,6 +83,36 @@ def keep_account(session: Session, u: Userdata) -> None:
         call.usage = [usage.model_dump(exclude_none=True) for usage in session.usage.model_usage]
 
 
+def end_without_speech(session: Session, u: Userdata) -> None:
+    """End the call if its other side can't be understood, or can't be spoken to, any more."""
+    outages: Counter[str] = Counter()
+
+    @session.on("user_input_transcribed")
+    def _(event: UserInputTranscribedEvent) -> None:
+        outages["stt_error"] = 0
+
+    @session.on("agent_state_changed")
+    def _(event: AgentStateChangedEvent) -> None:
+        if event.new_state == "speaking":
+            outages["tts_error"] = 0
+
+    @session.on("error")
+    def _(event: ErrorEvent) -> None:
+        if isinstance(event.error, LLMError) or getattr(event.error, "recoverable", True):
+            return
+        kind = event.error.type
+        outages[kind] += 1
+        if outages[kind] < OUTAGES:
+            if kind == "tts_error" and not u.is_winding_up:
+                session.say(prompts.APOLOGY)
+            return
+        ending = Ending(Disposition.FAILED, EndedBy.SYSTEM, f"{kind}: {OUTAGES} in a row")
+        if kind == "tts_error":
+            u.end(ending)
+        else:
+            u.start(u.wind_up(session, prompts.CANNOT_HEAR, ending), "end without speech")
+
+
 def end_with_the_line(u: Userdata) -> None:
     """The phone, or the room, is gone: the call is over."""
 
@@ -89,7 +125,9 @@ def end_with_the_line(u: Userdata) -> None:
 
 def ending_of_hang_up(u: Userdata) -> Ending:
     """How a call ended whose other side has gone."""
-    ended_by = EndedBy.SYSTEM if u.line.room_deleted else EndedBy.CALLER
+    if u.line.is_lost:
+        return Ending(Disposition.FAILED, EndedBy.SYSTEM, "the connection to LiveKit was lost")
+    ended_by = EndedBy.SYSTEM if u.line.ended_by_server else EndedBy.CALLER
     if u.is_machine:
         return Ending(Disposition.VOICEMAIL, ended_by, "hung up before the message was left")
     if u.call.has_spoken:
@@ -159,7 +197,8 @@ def limit_silence(session: Session, u: Userdata) -> None:
         try:
             await asyncio.wait_for(stirred.wait(), half)
         except asyncio.TimeoutError:
-            return session.agent_state == "listening"
+            is_busy = u.is_machine or u.is_transferring
+            return session.agent_state == "listening" and not is_busy
         return False
 
     async def watch() -> None:
@@ -219,7 +258,8 @@ def leave_message(session: Session, u: Userdata) -> None:
     async def leave() -> None:
         await session.interrupt(force=True)
         if message:
-            await _machine_is_recording(session, u)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(_machine_is_recording(session, u), MACHINE_LIMIT_S)
         await u.wind_up(session, message, ending)
 
     u.start(leave(), "leave message")

@@ -20,6 +20,8 @@ TIME_UP = "I'm sorry, our time is up, so I have to end the call here. Goodbye."
 CLOSING_DOWN = "I'm sorry, I have to end the call now. Please call again in a minute. Goodbye."
 APOLOGY = "I'm sorry, I have a technical problem. Could you say that again, please?"
 BROKE_OFF = "I'm sorry, I lost my thread there. Could you say that again, please?"
+ONE_MOMENT = "One moment, please."
+CANNOT_HEAR = "I'm sorry, I can't hear you just now. Please call again later. Goodbye."
 TRANSFERRING = "One moment, I'm putting you through."
 
 
@@ -87,18 +89,25 @@ def known_facts(facts: Iterable[str]) -> str:
     return "\n".join(["What we know about this caller:", *(f"- {fact}" for fact in facts)])
 
 
+_CALLED_ON = (
+    r"leave (me |us )?(a|your) (message|name)|(after|at) the (tone|beep|signal)"
+    r"|record (a|your) message|mailbox"
+)
+_RECORDED_REPLY = re.compile(_CALLED_ON, re.IGNORECASE)
 _RECORDED = re.compile(
-    r"leave (me |us )?(a|your) (message|name)|after the (tone|beep|signal)|at the (tone|beep)"
+    rf"{_CALLED_ON}|please leave (a|your)|voice ?mail|answering machine"
     r"|(can'?t|cannot|unable to|not able to) (come to|take|answer|get to)|you('ve| have) reached"
-    r"|not available|is unavailable|voice ?mail|mailbox|record your message|answering machine"
-    r"|please leave",
+    r"|not available|is unavailable",
     re.IGNORECASE,
 )
 
 
-def sounds_recorded(words: str) -> bool:
-    """Whether the first words of an outbound call are those of an answering machine."""
-    return bool(_RECORDED.search(words))
+def sounds_recorded(words: str, *, is_reply: bool) -> bool:
+    """Whether the first words of an outbound call are those of an answering machine.
+
+    People say much of what machines say once they have been spoken to: `is_reply`.
+    """
+    return bool((_RECORDED_REPLY if is_reply else _RECORDED).search(words))
 
 
 # How the words of an utterance tell whether it is finished.
@@ -117,12 +126,18 @@ _DANGLING = frozenset(
 )
 
 
+_COMPLETE = re.compile(
+    r"\b(thank you|(yes|no),? please|this is (he|she)|who is (this|that|it)"
+    r"|(yes|no),? (i|we) (am|are|do|have|did|can|will|would)|(i|we) (don't|do not) know)\.?$"
+)
+
+
 def sounds_unfinished(words: str) -> bool:
     """Whether an utterance breaks off where a speaker goes on (`I would like to know`)."""
     text = words.strip().lower()
     if text.endswith((",", "...", "…", "-", ":")):
         return True
-    if text.endswith(("?", "!")):
+    if text.endswith(("?", "!")) or _COMPLETE.search(text):
         return False
     last = re.findall(r"[a-z']+", text)[-1:]
     return bool(last) and last[0] in _DANGLING

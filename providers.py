@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 from livekit import rtc
@@ -61,8 +62,10 @@ def session(settings: Settings, userdata: Any) -> AgentSession:
         aec_warmup_duration=None,  # the default mutes the caller for 3 s on inbound calls
         session_close_transcript_timeout=0.2,  # the default adds 2 s to every hang-up
         conn_options=SessionConnectOptions(
+            max_unrecoverable_errors=sys.maxsize,  # behaviors.end_without_speech decides
+            stt_conn_options=APIConnectOptions(max_retry=3, retry_interval=1.0, timeout=4),
             llm_conn_options=APIConnectOptions(max_retry=0, timeout=settings.model_timeout_s),
-            tts_conn_options=APIConnectOptions(max_retry=1, retry_interval=0.2, timeout=4),
+            tts_conn_options=APIConnectOptions(max_retry=2, retry_interval=1.0, timeout=2.5),
         ),
     )
 

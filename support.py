@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterable, AsyncIterator
 
@@ -14,6 +15,7 @@ from livekit.agents.stt import SpeechEvent
 import behaviors
 import prompts
 import providers
+from records import RecordsUnavailable
 from tools import tools_for
 from userdata import Userdata
 
@@ -48,11 +50,13 @@ class CustomerSupport(Agent):
     def open_outbound(self) -> None:
         """The callee has answered: speak first only if they stay silent."""
         behaviors.open_after_silence(self.session, self._u, self._opening)
+        behaviors.limit_silence(self.session, self._u)
 
     async def on_user_turn_completed(self, turn_ctx: ChatContext, new_message: ChatMessage) -> None:
         """Keep silent before machines and during the last sentence."""
+        words, has_opened = new_message.text_content or "", self._u.has_opened
         may_be_machine = self._opening and self._u.call.turns < GREETING_TURNS
-        if may_be_machine and prompts.sounds_recorded(new_message.text_content or ""):
+        if may_be_machine and prompts.sounds_recorded(words, is_reply=has_opened):
             behaviors.leave_message(self.session, self._u)
         if self._u.is_machine or self._u.is_winding_up:
             raise StopResponse
@@ -84,15 +88,19 @@ class CustomerSupport(Agent):
             return
         informed = await self._informed(chat_ctx)
         stream = Agent.default.llm_node(self, informed, tools, model_settings).__aiter__()
-        has_begun = False
+        has_begun = has_answered = False
         try:
             while True:
                 patience = CHUNK_GAP_S if has_begun else self._u.settings.model_timeout_s
                 chunk = await asyncio.wait_for(stream.__anext__(), patience)
                 has_begun = True
+                has_answered |= not isinstance(chunk, ChatChunk) or chunk.has_response()
                 yield chunk
         except StopAsyncIteration:
-            return
+            if has_answered or not _is_owed_a_reply(chat_ctx):
+                return
+            self._u.call.errors.append("model: empty reply")
+            has_begun = False
         except (APIError, asyncio.TimeoutError) as error:
             logger.warning("the model failed", extra={"error": type(error).__name__})
             self._u.call.errors.append(f"model: {type(error).__name__}")
@@ -112,10 +120,17 @@ class CustomerSupport(Agent):
         return chat_ctx
 
 
+def _is_owed_a_reply(chat_ctx: ChatContext) -> bool:
+    """Whether the caller had the last word: after a tool, saying nothing may be right."""
+    last = chat_ctx.items[-1] if chat_ctx.items else None
+    return isinstance(last, ChatMessage) and last.role == "user"
+
+
 async def recall(u: Userdata) -> None:
     """Read what is remembered into the call, however long it takes."""
     if u.call.number and u.remembers:
-        u.facts[:] = await asyncio.to_thread(u.memory.known, u.call.number)
+        with contextlib.suppress(RecordsUnavailable):
+            u.facts[:] = await asyncio.to_thread(u.memory.known, u.call.number)
 
 
 async def open_session(u: Userdata, room: rtc.Room, identity: str = "") -> CustomerSupport:
@@ -123,6 +138,7 @@ async def open_session(u: Userdata, room: rtc.Room, identity: str = "") -> Custo
     session: AgentSession[Userdata] = providers.session(u.settings, u)
     behaviors.keep_account(session, u)
     behaviors.judge_turns_by_words(session, u)
+    behaviors.end_without_speech(session, u)
     behaviors.limit_duration(session, u)
     if u.call.is_inbound:
         behaviors.limit_silence(session, u)

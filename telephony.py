@@ -37,6 +37,11 @@ _DISPOSITION_OF_STATUS = {
 }
 
 
+_ENDED_BY_SERVER = (
+    rtc.DisconnectReason.ROOM_DELETED,
+    rtc.DisconnectReason.PARTICIPANT_REMOVED,
+)
+
 CALLER_LEFT_S = 0.3
 """A caller gone so soon after a transfer hung up: the bridge ends a transferred leg after 1.0 s."""
 
@@ -88,7 +93,10 @@ class Line(Protocol):
 
     left: asyncio.Event
     """Set when the phone, or the room, is gone."""
-    room_deleted: bool
+    ended_by_server: bool
+    """Whether the room was deleted, or the phone removed from it."""
+    is_lost: bool
+    """Whether it was our own connection that ended."""
 
     async def transfer(self, uri: str) -> None:
         """Hand the caller over; returns once the other side has taken them.
@@ -109,7 +117,7 @@ class PhoneLine:
         self.answered = asyncio.Event()
         self.answered_at: datetime | None = None
         self.left = asyncio.Event()
-        self.room_deleted = False
+        self.ended_by_server = self.is_lost = False
         room = ctx.room
         room.on("participant_connected", self._on_seen)
         room.on("participant_attributes_changed", lambda _, phone: self._on_seen(phone))
@@ -126,10 +134,13 @@ class PhoneLine:
 
     def _on_left(self, phone: rtc.RemoteParticipant) -> None:
         if phone.identity == self.identity:
+            self.ended_by_server = phone.disconnect_reason in _ENDED_BY_SERVER
             self.left.set()
 
     def _on_disconnected(self, reason: object) -> None:
-        self.room_deleted = reason == rtc.DisconnectReason.ROOM_DELETED
+        if not self.left.is_set():
+            self.ended_by_server = reason in _ENDED_BY_SERVER
+            self.is_lost = not self.ended_by_server
         self.left.set()
 
     async def wait_for_caller(self, timeout: float) -> rtc.RemoteParticipant | None:
@@ -169,7 +180,7 @@ class PhoneLine:
             await self._ctx.api.sip.create_sip_participant(dial, timeout=ring_s + 15)
         except (api.ServerError, aiohttp.ClientError, asyncio.TimeoutError) as error:
             await asyncio.sleep(0)  # lets a room event that came with the error be seen
-            raise DialFailed(dial_ending(error, self.status, self.room_deleted)) from error
+            raise DialFailed(dial_ending(error, self.status, self.ended_by_server)) from error
         call.answered_at = self.answered_at or datetime.now(timezone.utc)
         phone = self._ctx.room.remote_participants.get(self.identity)
         call.dialed_number = phone.attributes.get("sip.trunkPhoneNumber") if phone else None
@@ -206,15 +217,19 @@ class PhoneLine:
 
     async def hang_up(self) -> None:
         """Delete the room: whoever is on the line, or still being dialled, is hung up."""
-        try:
-            await self._ctx.api.room.delete_room(
-                api.DeleteRoomRequest(room=self._ctx.job.room.name)
-            )
-        except api.ServerError as error:
-            if error.code != "not_found":
-                logger.warning("could not delete the room", extra={"code": error.code})
-        except (aiohttp.ClientError, asyncio.TimeoutError):
-            logger.warning("could not delete the room: LiveKit does not answer")
+        room = api.DeleteRoomRequest(room=self._ctx.job.room.name)
+        for pause_s in (0.0, 1.0, 5.0):
+            await asyncio.sleep(pause_s)
+            try:
+                await asyncio.wait_for(self._ctx.api.room.delete_room(room), 5)
+                return
+            except api.ServerError as error:
+                if error.code == "not_found":
+                    return
+                problem = error.code
+            except (aiohttp.ClientError, asyncio.TimeoutError):
+                problem = "LiveKit does not answer"
+            logger.warning("could not delete the room", extra={"code": problem})
 
 
 def _transfer_problem(error: Exception) -> str:

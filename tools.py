@@ -21,6 +21,9 @@ from userdata import Userdata
 Context = RunContext[Userdata]
 Tool = FunctionTool | RawFunctionTool
 
+SAY_SO_AFTER_S = 0.8
+"""How long a tool works in silence."""
+
 
 class Refusal(ToolError):
     """A tool could not do what was asked; `code` names why in one word for the records."""
@@ -109,8 +112,12 @@ async def transfer_call(context: Context, destination: str) -> None:
         )
     await context.update(prompts.TRANSFERRING, silent=True)
     await context.session.say(prompts.TRANSFERRING, allow_interruptions=False)
+    u.transferring = u.start(u.line.transfer(transfer_uri(number)), "transfer")
+    await asyncio.wait([u.transferring])
+    if u.transferring.cancelled():
+        raise StopResponse  # the call has ended meanwhile
     try:
-        await u.line.transfer(transfer_uri(number))
+        u.transferring.result()
     except TransferFailed as failure:
         raise Refusal(
             f"The transfer did not work: {failure} - tell the caller that they are still with "
@@ -180,7 +187,7 @@ async def recall_caller(context: Context, topic: str) -> str:
     """
     u = context.userdata
     number = _known_number(u)
-    facts = await _committed(asyncio.to_thread(u.memory.search, number, topic))
+    facts = await _committed(context, asyncio.to_thread(u.memory.search, number, topic))
     return prompts.known_facts(facts) if facts else "We remember nothing about that | say so."
 
 
@@ -194,7 +201,7 @@ async def remember(context: Context, fact: str) -> str:
     """
     u = context.userdata
     number = _known_number(u)
-    await _committed(asyncio.to_thread(u.memory.remember, number, u.call.id, fact))
+    await _committed(context, asyncio.to_thread(u.memory.remember, number, u.call.id, fact))
     return "Noted for the next call | confirm it in a few words."
 
 
@@ -204,7 +211,7 @@ async def forget_me(context: Context) -> str:
     """Delete all we remember of this caller. Use it when they ask to be forgotten."""
     u = context.userdata
     number = _known_number(u)
-    await _committed(asyncio.to_thread(u.memory.forget, number, u.call.id))
+    await _committed(context, asyncio.to_thread(u.memory.forget, number, u.call.id))
     u.call.learns = False
     u.facts.clear()
     return "What we knew of the caller is deleted; nothing of this call is kept | tell them."
@@ -220,9 +227,15 @@ def _known_number(u: Userdata) -> str:
     return u.call.number
 
 
-async def _committed(work: Awaitable[Any]) -> Any:
+async def _committed(context: Context, work: Awaitable[Any]) -> Any:
+    """The result of `work`; the caller hears of it if it takes long."""
+    task = asyncio.ensure_future(work)
+    done, _ = await asyncio.wait([task], timeout=SAY_SO_AFTER_S)
+    if not done:
+        await context.update(prompts.ONE_MOMENT, silent=True)
+        context.session.say(prompts.ONE_MOMENT)
     try:
-        return await work
+        return await task
     except RecordsUnavailable:
         raise Refusal(
             "That can't be reached just now - tell the caller, and go on.", "unavailable"

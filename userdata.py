@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from livekit.agents import AgentSession
 
@@ -37,6 +37,8 @@ class Userdata:
     """Whether the agent has said its first words."""
     is_machine: bool = False
     """Whether an answering machine was found at the other end."""
+    transferring: asyncio.Task | None = None
+    """A transfer of the caller, tried or done."""
     is_winding_up: bool = False
     """Whether the last sentence is being said; nothing else is answered."""
     pending: set[asyncio.Task] = field(default_factory=set)
@@ -55,6 +57,11 @@ class Userdata:
         """Whether memory may be read or written for this caller."""
         return self.call.number is not None and self.call.learns
 
+    @property
+    def is_transferring(self) -> bool:
+        """Whether somebody else is being rung for the caller."""
+        return self.transferring is not None and not self.transferring.done()
+
     def start(self, work: Awaitable[None], name: str) -> asyncio.Task:
         """Run `work` beside the conversation, until the call ends."""
         return _kept(self.pending, work, name)
@@ -70,8 +77,10 @@ class Userdata:
         await asyncio.gather(*self.pending, *self.writes, return_exceptions=True)
 
     def end(self, ending: Ending) -> None:
-        """End the call now; the first ending stands."""
+        """End the call now; the first ending stands, and nobody is rung any longer."""
         self.call.end(ending)
+        if self.transferring:
+            self.transferring.cancel()
         self.finish()
 
     async def wind_up(
@@ -91,9 +100,14 @@ class Userdata:
         self.is_winding_up = True
         if at_once:
             await session.interrupt(force=True)
-        if last_words:
-            await session.say(last_words, allow_interruptions=False)
-        self.end(ending)
+        try:
+            if last_words:
+                said = session.say(last_words, allow_interruptions=False)
+                await said
+                if not said.chat_items:  # the voice failed
+                    ending = replace(ending, message_left=False)
+        finally:
+            self.end(ending)
 
 
 def _kept(tasks: set[asyncio.Task], work: Awaitable[None], name: str) -> asyncio.Task:

@@ -30,7 +30,7 @@ class TypedLine:
 
     def __init__(self) -> None:
         self.left = asyncio.Event()
-        self.room_deleted = False
+        self.ended_by_server = self.is_lost = False
 
     async def transfer(self, uri: str) -> None:
         raise TransferFailed("not possible in a chat")

@@ -8,7 +8,7 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-KINDS = ("refuse", "hang", "cut")
+KINDS = ("refuse", "hang", "cut", "empty")
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Behavior:
     faults: deque[str] = field(default_factory=deque)
 
     def fail(self, kind: str, times: int = 1) -> None:
-        """Let the next `times` requests be refused, hang, or be cut off in mid-stream."""
+        """Let the next `times` requests be refused, hang, be cut off, or answer nothing."""
         if kind not in KINDS:
             raise ValueError(f"a fault is one of {', '.join(KINDS)}, not {kind}")
         self.faults.extend([kind] * times)

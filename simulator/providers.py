@@ -120,7 +120,7 @@ class StandInProviders:
             return web.json_response({"error": {"message": "overloaded"}}, status=503)
         if fault == "hang":
             await hang()
-        answer = reply(body)
+        answer = "" if fault == "empty" else reply(body)
         self.note("llm", answer if isinstance(answer, str) else f"→ {answer.name}")
         if not body.get("stream"):
             return web.json_response(_completion(answer))

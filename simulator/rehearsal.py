@@ -217,11 +217,15 @@ class Rehearsal:
     async def _mailbox(self, phone: Phone, step: Step) -> None:
         box = Mailbox.from_seed(self.seed, self.script.dispatch.get("name", ""))
         self.show("mailbox", _shown(box.greeting))
+        greeted = time.monotonic()
         await phone.say(box.greeting)
         await asyncio.sleep(box.beep_after_s)
         self.show("mailbox", f"(beep, after {box.beep_after_s:.1f} s)")
         beep = await phone.say(speech.beep())
         self.mark = beep.end
+        spoken = phone.ear.first_sound(greeted)
+        if spoken is not None and spoken < beep.end:
+            raise NotAsScripted("the agent spoke before the beep had ended")
 
     async def _press(self, phone: Phone, step: Step) -> None:
         await phone.press(step.text)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 
@@ -120,6 +122,56 @@ async def test_a_model_that_fails_for_a_turn_is_heard_as_an_apology(studio: Stud
     assert "49 dollars" in answer
 
 
+async def test_a_caller_who_can_not_be_heard_is_told_so(studio: Studio) -> None:
+    studio.stand_ins.fault("stt", "refuse", times=1000)
+    try:
+        phone = await studio.network.dial(from_=new_number())
+        await phone.ended(30)
+        row = await studio.closed(phone.room_name)
+    finally:
+        studio.stand_ins.clear_faults()
+
+    assert "I can't hear you" in heard(studio, phone, phone.times["dialed"])
+    assert (row.disposition, row.ended_by) == ("failed", "system")
+
+
+async def test_a_call_in_which_nothing_can_be_said_ends(studio: Studio) -> None:
+    studio.stand_ins.fault("tts", "refuse", times=1000)
+    try:
+        phone = await studio.network.dial(from_=new_number())
+        await phone.ended(10)
+        row = await studio.closed(phone.room_name)
+    finally:
+        studio.stand_ins.clear_faults()
+
+    assert (row.disposition, row.ended_by) == ("failed", "system")
+    assert "tts_error" in row.reason
+
+
+async def test_a_model_that_says_nothing_is_heard_as_an_apology(studio: Studio) -> None:
+    phone = await greeted(studio)
+    studio.stand_ins.fault("llm", "empty", times=3)
+    reply = await ask(studio, phone, "How long do I have to return something?")
+    studio.stand_ins.clear_faults()
+    await phone.hang_up()
+
+    assert "sorry" in reply.lower()
+
+
+async def test_a_tool_that_takes_long_says_so(studio: Studio) -> None:
+    phone = await greeted(studio)
+    with closing(sqlite3.connect(studio.data_dir / "records.db")) as database:
+        database.execute("begin immediate")  # nobody else can write
+        said = await phone.say("Please remember that I like the blue chair.")
+        await eventually(lambda: asyncio.sleep(0, "moment" in heard(studio, phone, said.end)))
+        database.rollback()
+    await eventually(lambda: asyncio.sleep(0, "Noted" in heard(studio, phone, said.end)))
+    await phone.hang_up()
+    row = await studio.closed(phone.room_name)
+
+    assert [(t.name, t.code) for t in row.tool_calls] == [("remember", "ok")]
+
+
 async def test_a_withheld_number_is_served_and_not_remembered(studio: Studio) -> None:
     phone = await greeted(studio, withheld=True)
     reply = await ask(studio, phone, "Please remember that I like the blue chair.")
@@ -165,7 +217,7 @@ async def test_a_dispatch_nobody_calls_is_abandoned_or_names_its_keys(studio: St
 async def test_no_line_runs_on_for_ever() -> None:
     async with Studio(SILENCE_LIMIT_S="3", MAX_CALL_S="20") as studio:
         await studio.worker()
-        await asyncio.gather(_silent(studio), _talking(studio))
+        await asyncio.gather(_silent(studio), _talking(studio), _changes_their_mind(studio))
 
 
 async def _silent(studio: Studio) -> None:
@@ -176,6 +228,20 @@ async def _silent(studio: Studio) -> None:
 
     assert "still there" in heard(studio, phone, asked - 0.1)
     assert (row.disposition, row.ended_by) == ("silent", "system")
+
+
+async def _changes_their_mind(studio: Studio) -> None:
+    phone = await greeted(studio, transfer="no_notify")
+    await phone.say("Could you put me through to a person, please?")
+    await eventually(lambda: asyncio.sleep(0, bool(phone.transfers)))
+    await phone.agent_quiet()
+    await asyncio.sleep(2)  # more than the silence that is asked about
+    await phone.say("Never mind, goodbye.")
+    await phone.ended(8)
+    row = await studio.closed(phone.room_name)
+
+    assert (row.disposition, row.ended_by) == ("completed", "agent")
+    assert row.destination is None
 
 
 async def _talking(studio: Studio) -> None:
