@@ -6,7 +6,7 @@ import fcntl
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -30,10 +30,15 @@ QUEUE = "memory"
 WORKFLOW = "work"
 POLL_S = 0.2
 ATTEMPTS = 3
-RETRY_FAILED_S = 60.0
+RETRY_FAILED_S, RETRY_AT_LEAST_EVERY_S = 60.0, 3600.0
 CLOSE_S = 5.0
 _OWNER_LOCK = 7_236_452
 """Key of the Postgres advisory lock that the owner holds."""
+
+_NOTICE_DEATH = text(
+    "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3"
+)
+"""Postgres then frees the lock of an owner whose machine has gone after 25 s; else after 2 h."""
 
 _FAILED = ["ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
@@ -87,6 +92,7 @@ class Durable:
                 self._connection.execute(text("select 1"))
                 return True
             connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            connection.execute(_NOTICE_DEATH)
             if connection.scalar(text(f"select pg_try_advisory_lock({_OWNER_LOCK})")):
                 self._connection = connection
                 return True
@@ -106,6 +112,7 @@ class Durable:
             "application_version": VERSION,
             "executor_id": EXECUTOR,
             "log_level": "CRITICAL",
+            "db_engine_kwargs": {"hide_parameters": True},
         }
         self._launched = True
         _off_the_loop(lambda: _launch(config))
@@ -124,27 +131,29 @@ class Durable:
         except (SQLAlchemyError, DBOSException) as error:
             logger.warning("work waits for the queue to answer: %s", type(error).__name__)
 
-    def tend(self, pending: Iterable[str]) -> None:
-        """Purge what is done; enqueue what is pending but has no workflow, or has a failed one."""
-        waiting = set(pending)
-        _off_the_loop(lambda: self._tend(waiting))
+    def tend(self, pending: Mapping[str, float]) -> None:
+        """Purge what is done; enqueue what is pending but has no workflow, or has a failed one.
 
-    def _tend(self, waiting: set[str]) -> None:
+        `pending` is ids with the times of their creation (s since the epoch), oldest first.
+        """
+        _off_the_loop(lambda: self._tend(pending))
+
+    def _tend(self, pending: Mapping[str, float]) -> None:
         client = self._reach()
         if client is None:
             return
         known = {status.workflow_id: status for status in self._list(client)}
-        before = (time.time() - RETRY_FAILED_S) * 1000
         over = [
             id
             for id, status in known.items()
             if status.status == "SUCCESS"
-            or (status.status in _FAILED and (id not in waiting or _updated(status) < before))
+            or (status.status in _FAILED and (id not in pending or _is_due(status, pending[id])))
         ]
         if over:
             client.delete_workflows(over)
-        for id in waiting - (known.keys() - set(over)):
-            self.enqueue(id)
+        for id in pending:
+            if id not in known or id in over:
+                self.enqueue(id)
 
     def ids(self) -> set[str]:
         """The ids of all work in the queue, done or not, that is not purged yet."""
@@ -210,8 +219,11 @@ def _launch(config: DBOSConfig) -> None:
     )
 
 
-def _updated(status: Any) -> float:
-    return float(status.updated_at or 0)
+def _is_due(status: Any, created: float) -> bool:
+    """Failed work rests for as long as it had been failing."""
+    failed = float(status.updated_at or 0) / 1000
+    rest = min(max(failed - created, RETRY_FAILED_S), RETRY_AT_LEAST_EVERY_S)
+    return time.time() >= failed + rest
 
 
 def _register() -> None:

@@ -12,26 +12,29 @@ import sqlite3
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Iterable
-from datetime import datetime
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from dbos._error import DBOSException
 from openai import OpenAI, OpenAIError
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from config import Settings
 from durable import Durable
+from facts import by_overlap, repeats, statements, telling_words
 from records import Records, RecordsUnavailable, Work
 
 logger = logging.getLogger(__name__)
 
 MAX_FACTS, MAX_FOUND, MAX_LISTED = 20, 5, 10_000
-HASHED_DIMENSIONS, EMBEDDING_DIMENSIONS = 512, 1536
+HASHED_DIMENSIONS = 512
 LEARN_TIMEOUT_S, EMBED_TIMEOUT_S, STORE_TIMEOUT_S = 30.0, 3.0, 5
+LEARN_MAX_TOKENS = 8_000
+KEEP_WORDS = timedelta(hours=24)
+"""How long what was said may wait for a model to learn from it."""
 COLLECTIONS = "memories_"
 STORE_ERRORS = (OSError, RuntimeError, ValueError, sqlite3.Error, OpenAIError, ApiException)
 
@@ -67,10 +70,20 @@ class Memory:
                 is_owner = self._durable.own()
                 if not (is_owner and self._is_running):
                     self._stop()
+                self._condense_old()
                 if is_owner and (self._is_running or self._run()):
-                    self._durable.tend([work.id for work in self._records.pending_work()])
+                    pending = self._records.pending_work()
+                    self._durable.tend({work.id: work.created_at.timestamp() for work in pending})
             except (RecordsUnavailable, SQLAlchemyError, DBOSException) as error:
                 logger.warning("memory work waits: %s", type(error).__name__)
+
+    def _condense_old(self) -> None:
+        """Of words that no model has learned from in time, keep what is found without one."""
+        since = datetime.now(timezone.utc) - KEEP_WORDS
+        for work in self._records.pending_work():
+            if work.kind == "learn" and work.created_at < since:
+                self._records.condense_work(work.id, statements(work.content))
+                self._records.truncate_log()
 
     def _run(self) -> bool:
         try:
@@ -138,29 +151,37 @@ class Memory:
 
     def work(self, work_id: str) -> None:
         """Do one piece of work; it may have been begun before, or cancelled."""
-        if (work := self._records.work(work_id)) is None:
-            return
+        try:
+            if work := self._records.work(work_id):
+                for earlier in self._forgets_before(work):
+                    self._do(earlier)
+                self._do(work)
+        except Exception as error:
+            # DBOS would keep the error, and with it perhaps what was said.
+            failure = type(error.__cause__ or error).__name__
+            logger.warning("memory work failed: %s", failure)
+            raise LearningFailed(failure) from None
+
+    def _forgets_before(self, work: Work) -> list[Work]:
+        """A forget that failed and is yet to be repeated would delete what this keeps."""
+        forgets = [
+            other
+            for other in self._records.pending_work()
+            if other.kind == "forget" and other.number == work.number
+        ]
+        return [forget for forget in forgets if forget.created_at < work.created_at]
+
+    def _do(self, work: Work) -> None:
         if (store := self._store) is None:
             raise LearningFailed("the store is closed")
         if work.kind == "forget":
             store.delete(work.number)
-            self._forgotten(work)
+            self._records.forget(work)
         else:
             store.learn(work)
             self._records.set_facts(work.number, store.facts(work.number))
             self._records.remove_work(work.id)
-        if self._records.engine.dialect.name == "sqlite":
-            # What was said would stay readable in the write-ahead log.
-            with self._records.engine.connect() as connection:
-                connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
-
-    def _forgotten(self, work: Work) -> None:
-        later = [w for w in self._records.pending_work() if w.number == work.number]
-        if [w.id for w in later] == [work.id]:
-            self._records.forget(work.number)
-        else:
-            self._records.set_facts(work.number, [])
-            self._records.remove_work(work.id)
+        self._records.truncate_log()
 
 
 class Store:
@@ -287,26 +308,41 @@ def _open_mem0(settings: Settings) -> Any:
     os.environ["MEM0_TELEMETRY"] = "False"
     os.environ["MEM0_DIR"] = str(settings.data_dir.absolute() / "mem0")
     os.environ.pop("OPENROUTER_API_KEY", None)
-    logging.getLogger("mem0").setLevel(logging.ERROR)
+    logging.getLogger("mem0").setLevel(logging.CRITICAL)
     mem0 = importlib.import_module("mem0")
     factory = importlib.import_module("mem0.utils.factory").EmbedderFactory
     factory.provider_to_class["huggingface"] = f"{__name__}.HashedEmbedder"
     key, url = settings.openai_api_key or "none", settings.openai_base_url
-    opened = mem0.Memory.from_config(_config(settings, {"api_key": key, "openai_base_url": url}))
     client = OpenAI(api_key=key, base_url=url, timeout=LEARN_TIMEOUT_S, max_retries=0)
+    embeddings = client.with_options(timeout=EMBED_TIMEOUT_S)
+    size = HASHED_DIMENSIONS
+    if settings.has_embeddings:
+        size = _length(embeddings, settings.embedding_model)
+    account = {"api_key": key, "openai_base_url": url}
+    opened = mem0.Memory.from_config(_config(settings, account, size))
     opened.llm.client = client
     if settings.has_embeddings:
-        opened.embedding_model.client = client.with_options(timeout=EMBED_TIMEOUT_S)
+        opened.embedding_model.client = embeddings
     return opened
 
 
-def _config(settings: Settings, account: dict[str, str]) -> dict[str, Any]:
-    name, size, embedder = "hashed", HASHED_DIMENSIONS, {"provider": "huggingface", "config": {}}
+def _length(client: OpenAI, model: str) -> int:
+    """How many numbers an embedding of this model has."""
+    try:
+        reply = client.embeddings.create(model=model, input=["length"], encoding_format="float")
+        return len(reply.data[0].embedding)
+    except (AttributeError, IndexError, TypeError):
+        raise ValueError("the reply holds no embedding") from None
+
+
+def _config(settings: Settings, account: dict[str, str], size: int) -> dict[str, Any]:
+    name, embedder = "hashed", {"provider": "huggingface", "config": {}}
     if settings.has_embeddings:
-        name, size = settings.embedding_model, EMBEDDING_DIMENSIONS
+        name = settings.embedding_model
         embedder = {"provider": "openai", "config": account | {"model": name}}
+    llm = account | {"model": settings.memory_model, "max_tokens": LEARN_MAX_TOKENS}
     vectors: dict[str, Any] = {
-        "collection_name": COLLECTIONS + re.sub(r"\W+", "_", name),
+        "collection_name": COLLECTIONS + re.sub(r"\W+", "_", f"{name}_{size}"),
         "embedding_model_dims": size,
     }
     if settings.qdrant_url:
@@ -318,7 +354,7 @@ def _config(settings: Settings, account: dict[str, str]) -> dict[str, Any]:
     return {
         "vector_store": {"provider": "qdrant", "config": vectors},
         "embedder": embedder,
-        "llm": {"provider": "openai", "config": account | {"model": settings.memory_model}},
+        "llm": {"provider": "openai", "config": llm},
         "history_db_path": ":memory:",
     }
 
@@ -331,7 +367,7 @@ class HashedEmbedder:
 
     def embed(self, words: str, memory_action: str = "") -> list[float]:
         vector = [0.0] * HASHED_DIMENSIONS
-        for word in _words(words):
+        for word in telling_words(words):
             padded = f"<{word}>"
             for part in {padded, *(padded[i : i + 4] for i in range(len(padded) - 3))}:
                 hashed = zlib.crc32(part.encode())
@@ -341,58 +377,3 @@ class HashedEmbedder:
 
     def embed_batch(self, texts: list[str], memory_action: str = "") -> list[list[float]]:
         return [self.embed(words) for words in texts]
-
-
-_EMPTY = set(
-    "a an the this that these those i i'm i've me my mine we we're we've our us you your he she "  # noqa: SIM905
-    "they it its is am are was were be been has have had do does did to of in on at for and or "
-    "with please caller caller's customer customer's user user's what about".split()
-)
-_NEGATIONS = {"not", "no", "never", "don't", "doesn't", "isn't", "can't", "without"}
-_LEAD_IN = re.compile(
-    r"(?i)\A(?:(?:(?:just so )?you know|by the way|oh|um+|uh+|erm?|well|so|yes|yeah|hi|hello|hey|"
-    r"okay|ok|and|but|also|actually|look|listen|for the record|(?:please )?(?:note|remember))\b"
-    r"(?: that\b)?[\s,:.!-]*)+"
-)
-_ABOUT_ME = re.compile(
-    r"(?i)my\b.*\b(?:is|are|was|has|have)\b|(?:i am|i'm|we are|we're|i've|we've)\b|"
-    r"(?:i|we)(?: have|(?: \w+)? (?:live|work|prefer|use|own))\b"
-)
-_REQUEST = re.compile(
-    r"(?i)(?:i|we)(?:'m| am|'re| are|'d| would|'ve| have)?(?: been)?(?: just| really| also| not)? "
-    r"(?:want|need|like|call|look|try|wonder|wait|having|hop|ring|phon|ask|going|sorry|afraid|fine|"
-    r"good|ok|sure|here|done|have to|(?:have )?(?:a|one|another) (?:question|problem)|had)\w*\b"
-)
-_SECRET = re.compile(
-    r"(?i)\b(?:card|cvv|cvc|pin|password|passcode|security code)\b|(?:\d[ -]?){13}"
-)
-
-
-def statements(words: Iterable[str]) -> list[str]:
-    """What a caller said about themselves that lasts: no questions, requests or secrets."""
-    found = []
-    for said in words:
-        for sentence in re.split(r"(?<=[.!?])\s+", said.replace("\u2019", "'").strip()):
-            told = _LEAD_IN.sub("", sentence)
-            left_out = told.endswith("?") or _REQUEST.match(told) or _SECRET.search(told)
-            if _ABOUT_ME.match(told) and not left_out:
-                found.append(told[0].upper() + told[1:])
-    return found
-
-
-def _words(said: str) -> list[str]:
-    words = re.findall(r"[\w']+", said.lower().replace("\u2019", "'"))
-    telling = [word for word in words if word not in _EMPTY]
-    return [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in telling]
-
-
-def repeats(one: str, other: str) -> bool:
-    """Whether one says no more than the other, whoever says it of whom."""
-    a, b = set(_words(one)), set(_words(other))
-    return bool(a and b) and (a <= b or b <= a) and a & _NEGATIONS == b & _NEGATIONS
-
-
-def by_overlap(facts: list[str], topic: str) -> list[str]:
-    """Facts, those that share most words with the topic first."""
-    wanted = set(_words(topic))
-    return sorted(facts, key=lambda fact: -len(wanted & set(_words(fact))))

@@ -6,26 +6,33 @@ answers, at the latest at the next start.
 
 from __future__ import annotations
 
+import logging
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, delete, select, update
-from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
+from sqlalchemy import Engine, delete, select, text, update
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, TimeoutError
 from sqlalchemy.orm import Session
 
 import schema
 from call import Call, Disposition, EndedBy
 from schema import CallerRow, CallRow, ToolCallRow, TurnRow, Work
-from spool import Spool
+from spool import Item, Spool
 
 __all__ = ["CallRow", "Records", "RecordsUnavailable", "Repeated", "Work"]
 
-AWAY = (OperationalError, InterfaceError)
+logger = logging.getLogger(__name__)
+
+AWAY = (DBAPIError, TimeoutError)
+REPLAY_S = 4.0
+"""After which the rest of what waits in files is left for the next time: leases must be renewed."""
 
 
 class Repeated(Exception):
@@ -118,14 +125,20 @@ class Records:
 
     def _write(self, row: dict[str, Any]) -> None:
         with Session(self.engine) as session, session.begin():
-            found = session.get(CallRow, row["id"], with_for_update=True)
-            if found is None:
-                session.add(CallRow(**row))
-            elif found.disposition is None:
-                for name, value in row.items():
-                    setattr(found, name, value)
-                if row["disposition"]:
-                    found.lease_until = None
+            self._put(session, row)
+
+    def _put(self, session: Session, row: dict[str, Any], *, waited: bool = False) -> None:
+        found = session.get(CallRow, row["id"], with_for_update=True)
+        if found is None:
+            session.add(CallRow(**row))
+            return
+        # Another worker closed the call while its real ending waited.
+        is_better = waited and row["disposition"] and found.reason == schema.WORKER_LOST
+        if found.disposition is None or is_better:
+            for name, value in row.items():
+                setattr(found, name, value)
+            if row["disposition"]:
+                found.lease_until = None
 
     def add_tool_call(self, call_id: str, name: str, code: str, ms: float) -> None:
         """Note one use of a tool: its result code, and how long it took (ms)."""
@@ -141,24 +154,49 @@ class Records:
 
     def _add(self, row: dict[str, Any]) -> None:
         try:
-            self._add_now(row)
+            with Session(self.engine) as session, session.begin():
+                session.add(ToolCallRow(**row) if "name" in row else TurnRow(**row))
         except AWAY:
             self._spool.append(row["call_id"], row)
 
-    def _add_now(self, row: dict[str, Any]) -> None:
-        with Session(self.engine) as session, session.begin():
-            if "kind" in row:
-                self._add_work(session, Work(**row))
-            else:
-                session.add(ToolCallRow(**row) if "name" in row else TurnRow(**row))
-
     def _replay(self) -> None:
-        for item in self._spool.items():
+        """Write what waited; what can't be written holds up neither the rest nor the caller."""
+        until = time.monotonic() + REPLAY_S
+        with self._spool.replaying() as is_ours:
+            for item in self._spool.items() if is_ours else []:
+                if time.monotonic() > until:
+                    return
+                try:
+                    self._write_item(item)
+                    self._spool.remove(item)
+                except (DataError, TypeError, ValueError) as error:
+                    self._spool.set_aside(item.path, error)
+                except AWAY as error:
+                    logger.warning("a record waits in a file: %s", type(error).__name__)
+
+    def _write_item(self, item: Item) -> None:
+        """All of it or nothing, and nothing twice."""
+        with Session(self.engine) as session, session.begin():
             if item.row:
-                self._write(item.row)
+                self._put(session, item.row, waited=True)
+                session.flush()
             for row in item.added:
-                self._add_now(row)
-            self._spool.remove(item)
+                if "kind" in row:
+                    self._add_waiting_work(session, Work(**row))
+                else:
+                    self._add_once(session, ToolCallRow if "name" in row else TurnRow, row)
+
+    def _add_waiting_work(self, session: Session, work: Work) -> None:
+        if not self._is_forgotten(session, work.number, work.created_at):
+            self._add_work(session, work)
+
+    def _add_once(self, session: Session, kind: Any, row: dict[str, Any]) -> None:
+        call = session.get(CallRow, row["call_id"])
+        number = call.number if call else None
+        if kind is TurnRow and number and self._is_forgotten(session, number, row["at"]):
+            return
+        if session.scalars(select(kind).filter_by(**row)).first() is None:
+            session.add(kind(**row))
 
     # Leases
 
@@ -240,11 +278,14 @@ class Records:
         with self._session() as session:
             session.merge(CallerRow(number=number, facts=facts, updated_at=self._clock()))
 
-    def forget(self, number: str) -> None:
-        """Delete a caller's row and their unfinished work, together."""
+    def forget(self, work: Work) -> None:
+        """Delete the caller's row, what they said in calls, and their work until this, together."""
+        calls = select(CallRow.id).filter_by(number=work.number)
+        until_this = schema.WorkRow.created_at <= work.created_at
         with self._session() as session:
-            session.execute(delete(CallerRow).filter_by(number=number))
-            session.execute(delete(schema.WorkRow).filter_by(number=number))
+            session.execute(delete(CallerRow).filter_by(number=work.number))
+            session.execute(delete(TurnRow).where(TurnRow.call_id.in_(calls)))
+            session.execute(delete(schema.WorkRow).filter_by(number=work.number).where(until_this))
 
     def add_work(self, work: Work) -> None:
         """Commit work to be done; an id that is there already is left alone."""
@@ -262,13 +303,27 @@ class Records:
 
     def _add_work(self, session: Session, work: Work) -> None:
         if session.get(schema.WorkRow, work.id) is None:
-            session.add(schema.WorkRow(**asdict(work), created_at=self._clock()))
+            session.add(schema.WorkRow(**asdict(work)))
+        if work.kind == "forget":
+            row = schema.ForgettingRow(number_hash=_hash(work.number), at=work.created_at)
+            session.merge(row)
+
+    def _is_forgotten(self, session: Session, number: str, at: datetime) -> bool:
+        """Whether the caller was forgotten since."""
+        row = session.get(schema.ForgettingRow, _hash(number))
+        return row is not None and row.at >= at
 
     def work(self, work_id: str) -> Work | None:
         """Unfinished work by its id; None if it is done or was cancelled."""
         with self._session() as session:
             row = session.get(schema.WorkRow, work_id)
             return row.to_work() if row else None
+
+    def condense_work(self, work_id: str, facts: list[str]) -> None:
+        """Of words that were to be learned from, leave these facts to be remembered."""
+        words = update(schema.WorkRow).filter_by(id=work_id, kind="learn")
+        with self._session() as session:
+            session.execute(words.values(kind="remember", content=facts))
 
     def remove_work(self, work_id: str) -> None:
         with self._session() as session:
@@ -285,6 +340,16 @@ class Records:
         with self._session() as session:
             wanted = select(schema.WorkRow.id).filter_by(number=number, kind="forget")
             return session.scalars(wanted).first() is not None
+
+    def truncate_log(self) -> None:
+        """What was deleted would stay readable in SQLite's write-ahead log."""
+        if self.engine.dialect.name == "sqlite":
+            with self._session() as session:
+                session.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+
+
+def _hash(number: str) -> str:
+    return sha256(number.encode()).hexdigest()
 
 
 def _percentile_95(values: list[float]) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,21 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import JSON, DateTime, Engine, Text, TypeDecorator, create_engine, event, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 WORKER_LOST = "worker lost"
 _MIGRATION_LOCK = 7_236_451
 """Key of the Postgres advisory lock that migrations are held under."""
+POSTGRES = {
+    "connect_timeout": "2",
+    "tcp_user_timeout": "5000",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "2",
+}
+"""Silence of the server is noticed in 10 s (tcp_user_timeout: ms)."""
 
 
 class Moment(TypeDecorator):
@@ -122,6 +130,7 @@ class Work:
     call_id: str
     number: str
     content: list[str]
+    created_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
 
 class WorkRow(Base):
@@ -135,19 +144,29 @@ class WorkRow(Base):
     created_at: Mapped[datetime]
 
     def to_work(self) -> Work:
-        return Work(self.id, self.kind, self.call_id, self.number, list(self.content))
+        content = list(self.content)
+        return Work(self.id, self.kind, self.call_id, self.number, content, self.created_at)
+
+
+class ForgettingRow(Base):
+    """When a caller was last forgotten: what waited in a file since before is not written."""
+
+    __tablename__ = "forgettings"
+
+    number_hash: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
 
 
 def connect(url: str) -> Engine:
     """An engine whose connections give up within seconds, so that no call waits for them."""
     parsed = make_url(url)
-    if parsed.drivername in ("postgres", "postgresql"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 2})
+        return create_engine(
+            _patient_for_seconds(parsed), pool_pre_ping=True, pool_timeout=5, hide_parameters=True
+        )
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, connect_args={"timeout": 5})
+    engine = create_engine(parsed, connect_args={"timeout": 5}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _(connection: Any, record: Any) -> None:
@@ -156,6 +175,13 @@ def connect(url: str) -> Engine:
         connection.execute("PRAGMA secure_delete=ON")
 
     return engine
+
+
+def _patient_for_seconds(url: URL) -> URL:
+    """The URL with our driver, and with `POSTGRES` where it says nothing itself."""
+    if url.drivername in ("postgres", "postgresql"):
+        url = url.set(drivername="postgresql+psycopg")
+    return url.set(query=POSTGRES | dict(url.query))
 
 
 def migrate(engine: Engine, folder: Path) -> None:

@@ -11,6 +11,7 @@ import uuid
 
 import aiohttp
 from livekit import api
+from sqlalchemy.exc import SQLAlchemyError
 
 from call import BadRequest, DialRequest
 from config import BadSetting, Settings
@@ -18,6 +19,8 @@ from records import CallRow, Records
 
 WORKER_LIMIT_S = 10.0
 """How long a worker may take to accept the call."""
+RECORD_LIMIT_S = 15.0
+"""How long the record of an accepted call may take to appear."""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -64,8 +67,14 @@ async def _is_taken(livekit: api.LiveKitAPI, room: str, dispatch_id: str) -> boo
 async def follow(records: Records, call_id: str) -> CallRow:
     """Print each step of the call until its record is closed."""
     said = ""
+    deadline = time.monotonic() + RECORD_LIMIT_S
     while True:
         row = await asyncio.to_thread(records.get, call_id)
+        if row is None and time.monotonic() > deadline:
+            sys.exit(
+                f"a worker took the call, but no record appears within {RECORD_LIMIT_S:.0f} s: "
+                "this program needs the worker's DATABASE_URL (or its DATA_DIR)"
+            )
         step = _step(row)
         if step != said:
             print(step, flush=True)
@@ -90,6 +99,7 @@ async def run(settings: Settings, options: argparse.Namespace) -> int:
     metadata = {k: v for k, v in vars(options).items() if v} | {"call_id": call_id}
     DialRequest.parse(json.dumps(metadata))
     records = Records(settings.records_url, spool=settings.data_dir / "spool")
+    await asyncio.to_thread(records.migrate)
     await place(settings, metadata)
     row = await follow(records, call_id)
     return 0 if row.disposition in ("completed", "transferred", "voicemail") else 1
@@ -101,6 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
         return asyncio.run(run(Settings.load(), options))
     except (BadSetting, BadRequest) as error:
         sys.exit(str(error))
+    except SQLAlchemyError as error:
+        sys.exit(f"the records can't be read ({type(error).__name__}): is DATABASE_URL right?")
     except (aiohttp.ClientError, OSError, api.ServerError, ValueError) as error:
         sys.exit(f"LiveKit: {error} - is LIVEKIT_URL right, and are its key and secret?")
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,10 +20,13 @@ from call import Call, Direction, Disposition, EndedBy, Ending
 from config import BadSetting, Settings
 from memory import Memory
 from rag import Knowledge
-from records import Records
+from records import Records, RecordsUnavailable
 from support import CustomerSupport, recall
 from telephony import TransferFailed
 from userdata import Userdata
+
+LEARN_LIMIT_S = 5.0
+"""How long the end of a chat waits for what is learned from it."""
 
 
 class TypedLine:
@@ -97,7 +101,20 @@ async def converse(settings: Settings, number: str | None) -> None:
             await asyncio.to_thread(u.memory.learn, number, u.call.id, u.words)
         await u.settle()
         await asyncio.to_thread(u.records.save, u.call)
+        await asyncio.to_thread(wait_until_learned, u.records, u.call.id)
         await asyncio.to_thread(u.memory.close)
+
+
+def wait_until_learned(records: Records, call_id: str) -> None:
+    """Let the next chat know what was said in this; what takes longer, the next owner learns."""
+    deadline = time.monotonic() + LEARN_LIMIT_S
+    try:
+        while any(work.call_id == call_id for work in records.pending_work()):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.1)
+    except RecordsUnavailable:
+        return
 
 
 def _print_what_is_said(session: AgentSession[Userdata]) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable
 
 import aiohttp
 from livekit import api
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+import schema
 from config import BadSetting, Settings
 
 TIMEOUT_S = 8.0
@@ -88,7 +89,7 @@ async def voice(s: Settings) -> str:
 async def database(s: Settings) -> str:
     def ask() -> str:
         s.data_dir.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(s.records_url.replace("postgres://", "postgresql+psycopg://"))
+        engine = schema.connect(s.records_url)
         with engine.connect() as connection:
             connection.execute(text("select 1"))
         return engine.dialect.name

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     ["call", "config", "prompts"],
-    ["logs", "schema", "spool", "records", "durable", "memory", "rag"],
+    ["logs", "schema", "spool", "records", "durable", "facts", "memory", "rag"],
     ["telephony", "providers"],
     ["userdata"],
     ["behaviors"],

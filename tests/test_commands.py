@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,28 @@ async def test_a_call_is_placed_followed_and_listed(studio: Studio, worker: obje
     assert number in listed
 
 
+async def test_a_call_whose_record_is_elsewhere_says_so(
+    studio: Studio, worker: object, tmp_path: Path
+) -> None:
+    number = new_number()
+    studio.network.lines[number] = Line(sip_status=486)
+    elsewhere = f"sqlite:///{tmp_path / 'other.db'}"
+    status, printed = await run(studio, "commands.call", number, DATABASE_URL=elsewhere)
+
+    assert status == 1
+    assert "the worker's DATABASE_URL" in printed
+
+
+async def test_a_call_without_records_is_not_placed(studio: Studio) -> None:
+    nowhere = "postgresql://nobody@127.0.0.1:1/none"
+    status, printed = await run(studio, "commands.call", new_number(), DATABASE_URL=nowhere)
+
+    assert status == 1
+    assert printed.splitlines() == [
+        "the records can't be read (OperationalError): is DATABASE_URL right?"
+    ]
+
+
 async def test_a_call_without_a_worker_says_so() -> None:
     async with Studio() as studio:
         status, printed = await run(studio, "commands.call", "+15550100100")
@@ -57,6 +80,15 @@ async def test_the_agent_can_be_typed_to(studio: Studio) -> None:
     assert status == 0
     assert "stand-in model" in printed
     assert "49 dollars" in printed
+
+
+async def test_what_is_typed_is_known_in_the_next_chat(studio: Studio) -> None:
+    number = new_number()
+    typed = "I have a three legged cat called Biscuit.\nGoodbye.\n"
+    chat = ("commands.chat", "--number", number)
+    await run(studio, *chat, typed=typed, OPENAI_API_KEY="")
+
+    assert studio.records().facts(number) == ["I have a three legged cat called Biscuit."]
 
 
 async def test_check_names_what_is_missing(studio: Studio) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 import durable
 from config import Settings
@@ -86,7 +87,29 @@ def test_failed_work_is_retried_now_and_again_later(
     until(lambda: len(worker.done) == durable.ATTEMPTS)
 
     def is_done() -> bool:
-        queue.tend(["a"])
+        queue.tend({"a": time.time()})
+        return len(worker.done) > durable.ATTEMPTS
+
+    until(is_done)
+
+
+def test_what_has_failed_for_long_is_retried_seldom(
+    queue: Durable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "RETRY_FAILED_S", 0)
+    worker = Worker(failures=durable.ATTEMPTS)
+    assert queue.own()
+    queue.launch(worker)
+    queue.enqueue("a")
+    until(lambda: len(worker.done) == durable.ATTEMPTS)
+
+    for _ in range(5):
+        queue.tend({"a": time.time() - 600})
+        time.sleep(0.2)
+    assert len(worker.done) == durable.ATTEMPTS
+
+    def is_done() -> bool:
+        queue.tend({"a": time.time()})
         return len(worker.done) > durable.ATTEMPTS
 
     until(is_done)
@@ -97,11 +120,11 @@ def test_finished_work_is_purged_and_lost_work_enqueued(queue: Durable) -> None:
     assert queue.own()
     queue.launch(worker)
 
-    queue.tend(["never-enqueued"])
+    queue.tend({"never-enqueued": time.time()})
     until(lambda: worker.done)
 
     def is_purged() -> bool:
-        queue.tend([])
+        queue.tend({})
         return not queue.ids()
 
     until(is_purged)
@@ -151,4 +174,16 @@ def test_a_killed_owner_is_followed_and_its_work_done(settings: Settings) -> Non
         until(lambda: sorted(worker.done) == ["a", "b"])
     finally:
         owner.kill()
+        queue.close()
+
+
+def test_postgres_asks_after_a_silent_owner(tmp_path: Path, postgres: Postgres | None) -> None:
+    if postgres is None:
+        pytest.skip("Postgres is not installed")
+    queue = Durable(Settings(data_dir=tmp_path, database_url=postgres.new_database()))
+    try:
+        assert queue.own()
+        assert queue._connection
+        assert queue._connection.scalar(text("show tcp_keepalives_idle")) == "10"
+    finally:
         queue.close()

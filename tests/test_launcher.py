@@ -42,3 +42,27 @@ def test_the_launcher_names_what_is_missing(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "Python 3.8.1" in run.stderr
     assert "apt-get install python3 python3-venv" in run.stderr
+
+
+def test_a_remade_environment_gets_its_packages_anew(tmp_path: Path) -> None:
+    (tmp_path / "task").write_text((ROOT / "task").read_text())
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text(
+        '#!/bin/sh\ncase "$*" in\n'
+        '"-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;\n'
+        '"-m pip install"*) echo "$*" >>pip.log ;;\nesac\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / ".venv").mkdir()
+    for name in ("requirements.txt", ".venv/installed-requirements.txt"):
+        (tmp_path / name).write_text("package\n")
+
+    for _ in range(2):
+        subprocess.run(
+            ["/bin/sh", str(tmp_path / "task"), "--setup", "requirements.txt"],
+            env={"PATH": f"{python.parent}:/usr/bin:/bin"},
+            check=True,
+        )
+
+    assert (tmp_path / "pip.log").read_text() == "-m pip install --quiet -r requirements.txt\n"

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import pytest
 
 import durable
 from config import Settings
-from memory import Memory, repeats, statements
-from records import Records, RecordsUnavailable
+from memory import Memory
+from records import Records, RecordsUnavailable, Work
 from tests.postgres import Postgres
 from tests.test_durable import until
 
@@ -51,6 +52,7 @@ class Model:
 
     def __init__(self) -> None:
         self.facts = ["Lives in Leeds"]
+        self.size = 1536
         self.down: set[str] = set()
         self.asked: list[str] = []
         self.held = threading.Event()
@@ -81,7 +83,7 @@ class Model:
 
     def reply(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
         if kind == "embeddings":
-            vectors = [[1.0, float(len(text))] + [0.0] * 1534 for text in body["input"]]
+            vectors = [[1.0, float(len(text))] + [0.0] * (self.size - 2) for text in body["input"]]
             data = [{"index": i, "embedding": v} for i, v in enumerate(vectors)]
             return {"object": "list", "data": data, "model": "m"}
         content = json.dumps({"memory": [{"text": fact} for fact in self.facts]})
@@ -366,28 +368,91 @@ def test_a_slow_model_holds_up_nobody(taught: Memory, records: Records, model: M
     assert time.monotonic() - began < 1
 
 
-@pytest.mark.parametrize(
-    ("said", "kept"),
-    [
-        ("By the way, my name is Anna.", ["My name is Anna."]),
-        ("Oh, and I'm allergic to wool!", ["I'm allergic to wool!"]),
-        ("I prefer the morning. Thanks.", ["I prefer the morning."]),
-        ("Yes, we have two dogs", ["We have two dogs"]),
-        ("I work nights", ["I work nights"]),
-        ("I\u2019m a nurse", ["I'm a nurse"]),
-        ("Is my order late? My word is that so?", []),
-        ("I'm calling about my lamp. I want a refund. I would like to know more.", []),
-        ("I'm looking for a lamp. I need help. I have a question about my order.", []),
-        ("My card number is 4242 4242 4242 4242.", []),
-        ("The lamp is broken.", []),
-    ],
-)
-def test_statements_about_oneself(said: str, kept: list[str]) -> None:
-    assert statements([said]) == kept
+def test_any_length_of_embedding_will_do_and_may_change(
+    settings: Settings, records: Records, model: Model
+) -> None:
+    key: dict[str, Any] = {"openai_api_key": "k", "openai_base_url": model.url}
+    for size, call_id, fact in ((8, "1", "Lives in Leeds"), (12, "2", "Keeps bees")):
+        model.size, model.facts = size, [fact]
+        memory = Memory(Settings(data_dir=settings.data_dir, **key), records)
+        memory.start()
+        memory.learn(ANNA, call_id, ["Whatever was said"])
+        until(lambda: is_idle(records))
+        found = memory.search(ANNA, fact)
+        memory.close()
+
+        assert found == [fact]
+    assert memory.known(ANNA) == ["Lives in Leeds", "Keeps bees"]
 
 
-def test_what_repeats_what() -> None:
-    assert repeats("My order number is 4471.", "The caller's order number is 4471")
-    assert repeats("I live in Leeds", "I live in Leeds, near the station")
-    assert not repeats("I'm vegan", "I'm not vegan")
-    assert not repeats("My number is 1", "My number is 2")
+def test_without_an_embedding_the_store_is_opened_later(
+    settings: Settings, records: Records, model: Model
+) -> None:
+    key: dict[str, Any] = {"openai_api_key": "k", "openai_base_url": model.url}
+    memory = Memory(Settings(data_dir=settings.data_dir, **key), records)
+    model.down = {"embeddings"}
+    memory.start()
+    memory.learn(ANNA, "1", ["I live in Leeds"])
+    model.down = set()
+    memory.tend()
+    until(lambda: is_idle(records))
+    memory.close()
+
+    assert memory.known(ANNA) == ["Lives in Leeds"]
+
+
+def test_what_no_model_learned_in_a_day_is_found_without_one(
+    taught: Memory, records: Records, model: Model, settings: Settings
+) -> None:
+    model.down = {"completions", "embeddings"}
+    day_ago = datetime.now(timezone.utc) - timedelta(hours=25)
+    words = ["I live in Leeds.", "Where is Zanzibar?"]
+    records.add_work(Work("learn-1", "learn", "1", ANNA, words, day_ago))
+    records.add_work(Work("learn-2", "learn", "2", BEN, words))
+    assert traces(settings.data_dir, "Zanzibar")
+    taught.tend()
+    assert [work.content for work in records.pending_work()] == [["I live in Leeds."], words]
+
+    model.down = {"completions"}
+    until(lambda: taught.known(ANNA))
+    records.remove_work("learn-2")
+    records.truncate_log()
+    assert taught.known(ANNA) == ["I live in Leeds."]
+    assert not traces(settings.data_dir, "Zanzibar")
+
+
+def test_a_failure_is_logged_and_kept_without_words(
+    taught: Memory, model: Model, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.down = {"completions"}
+    taught.learn(ANNA, "1", ["I live in Zanzibar"])
+    until(lambda: "memory work failed: InternalServerError" in caplog.messages)
+    taught.close()
+
+    assert "Zanzibar" not in caplog.text
+    assert ANNA not in caplog.text
+    assert not [name for name in traces(settings.data_dir, "Zanzibar") if "durable" in name]
+
+
+def test_forgetting_late_spares_what_was_confirmed_since(
+    memory: Memory, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.remember(ANNA, "1", "Keeps ferrets")
+    until(lambda: is_idle(records))
+    store = memory._store
+    assert store
+    delete, failures = store.delete, iter([OSError] * durable.ATTEMPTS)
+
+    def fail_at_first(number: str, **fields: str) -> None:
+        if not fields and (failure := next(failures, None)):
+            raise failure
+        delete(number, **fields)
+
+    monkeypatch.setattr(store, "delete", fail_at_first)
+    memory.forget(ANNA, "1")
+    until(lambda: next(iter(failures), None) is None)
+    assert not is_idle(records)
+    memory.remember(ANNA, "2", "Keeps bees")
+    until(lambda: is_idle(records))
+
+    assert memory.known(ANNA) == ["Keeps bees"]

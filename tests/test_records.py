@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from call import Call, DialRequest, Direction, Disposition, EndedBy, Ending
 from records import Records, RecordsUnavailable, Repeated, Work
+from schema import connect
+from spool import Spool
 from tests.postgres import Postgres
 
 NUMBER = "+15551230001"
@@ -48,6 +52,13 @@ def records(url: str, tmp_path: Path, clock: Clock) -> Iterator[Records]:
     records.migrate()
     yield records
     records.dispose()
+
+
+@pytest.fixture
+def away(tmp_path: Path, clock: Clock) -> Records:
+    """The same records while their database does not answer."""
+    url = "postgresql://nobody@127.0.0.1:1/none"
+    return Records(url, spool=tmp_path / "spool", store_transcripts=True, clock=clock)
 
 
 def a_call(name: str = "c1", worker: str = "w1") -> Call:
@@ -119,14 +130,48 @@ def test_one_of_two_workers_closes_a_lost_call(records: Records, clock: Clock) -
 
 def test_a_caller_is_forgotten_with_their_unfinished_work(records: Records) -> None:
     work = Work("w", "remember", "c1", NUMBER, ["I have a dog."])
+    records.open(a_call())
+    records.add_turn("c1", "caller", "I have a dog.")
     records.set_facts(NUMBER, ["has a cat"])
     records.add_work(work)
     records.add_work(work)
     assert records.pending_work() == [work]
-    records.forget(NUMBER)
+    forget = Work("f", "forget", "c1", NUMBER, [])
+    records.add_work(forget)
+    later = Work("l", "remember", "c2", NUMBER, ["I have a bird."])
+    records.add_work(later)
+    records.forget(forget)
+    row = records.get("c1")
 
     assert records.facts(NUMBER) == []
-    assert records.work("w") is None
+    assert records.pending_work() == [later]
+    assert row is not None
+    assert row.said == []
+
+
+def test_what_waited_since_before_a_caller_was_forgotten_is_not_written(
+    records: Records, away: Records, clock: Clock
+) -> None:
+    def wait_for_the_database(call_id: str) -> None:
+        away.open(a_call(call_id))
+        away.add_turn(call_id, "caller", "I have a dog.")
+        work = Work(f"learn-{call_id}", "learn", call_id, NUMBER, ["I have a dog."], clock.now)
+        assert not away.leave_work(work)
+
+    wait_for_the_database("before")
+    clock.forward(1)
+    forget = Work("f", "forget", "c", NUMBER, [], clock.now)
+    records.add_work(forget)
+    records.forget(forget)
+    clock.forward(1)
+    wait_for_the_database("after")
+    records.renew("w1")
+    before, after = records.get("before"), records.get("after")
+
+    assert [work.id for work in records.pending_work()] == ["learn-after"]
+    assert before is not None
+    assert after is not None
+    assert [len(before.said), len(after.said)] == [0, 1]
 
 
 def test_migrations_and_tables_agree(records: Records) -> None:
@@ -206,3 +251,92 @@ def test_deleted_words_are_gone_from_the_file(tmp_path: Path) -> None:
     records.dispose()
 
     assert not any(b"Zebedee" in path.read_bytes() for path in tmp_path.rglob("*.db*"))
+
+
+def test_an_ending_that_waited_stands_over_a_lost_worker(
+    records: Records, away: Records, clock: Clock
+) -> None:
+    call = a_call()
+    records.open(call)
+    call.end(completed())
+    away.save(call)
+    clock.forward(60)
+    assert records.close_lost("c1")
+    records.renew("w1")
+    row = records.get("c1")
+
+    assert row is not None
+    assert (row.disposition, row.reason) == ("completed", "hung up")
+    assert records.lost_rooms() == set()
+
+
+def test_what_waited_is_written_once(records: Records, away: Records, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    away.open(a_call())
+    away.add_tool_call("c1", "end_call", "ok", 1.25)
+    away.add_turn("c1", "caller", "Goodbye.")
+    shutil.copytree(spool, tmp_path / "copy")
+    with Spool(spool).replaying():
+        records.renew("w1")
+        assert records.get("c1") is None
+    records.renew("w1")
+    shutil.copytree(tmp_path / "copy", spool, dirs_exist_ok=True)
+    records.renew("w1")
+    row = records.get("c1")
+
+    assert row is not None
+    assert len(row.tool_calls) == len(row.said) == 1
+    assert not list(spool.glob("*.json"))
+
+
+def test_what_can_not_be_written_is_kept_and_holds_up_nothing(
+    records: Records, away: Records, tmp_path: Path, clock: Clock
+) -> None:
+    spool = tmp_path / "spool"
+    away.open(a_call("c1"))
+    (spool / "00.json").write_text("")
+    (spool / "01.json").write_text('{"row": {"id": "half"}, "added": []}')
+    unfit = a_call("c\0")
+    records.open(unfit)  # Postgres stores no NUL
+    clock.forward(60)
+    records.renew("w1")
+
+    assert records.get("c1") is not None
+    assert records.expired() == []
+    kept = [path.read_text() for path in spool.iterdir()]
+    assert any("half" in text for text in kept)
+    assert "" in kept
+    assert len(records.recent(9)) == 2 or any("c\\u0000" in text for text in kept)
+
+
+def test_a_database_that_only_reads_is_away(
+    records: Records, url: str, tmp_path: Path, clock: Clock
+) -> None:
+    if url.startswith("sqlite"):
+        pytest.skip("a failover is Postgres's")
+    options = "?options=-c%20default_transaction_read_only%3Don"
+    standby = Records(url + options, spool=tmp_path / "spool", clock=clock)
+    standby.open(a_call())
+    records.renew("w1")
+
+    assert records.get("c1") is not None
+    with pytest.raises(RecordsUnavailable):
+        standby.set_facts(NUMBER, [])
+
+
+def test_a_silent_postgres_is_given_up_soon(records: Records, url: str) -> None:
+    if url.startswith("sqlite"):
+        pytest.skip("SQLite is no server")
+    engine = connect(f"{url}?connect_timeout=9")
+    with engine.connect() as connection:
+        client = connection.connection.dbapi_connection.info.get_parameters()  # type: ignore[union-attr]
+    engine.dispose()
+
+    assert (client["tcp_user_timeout"], client["connect_timeout"]) == ("5000", "9")
+
+
+def test_errors_do_not_tell_personal_data(records: Records) -> None:
+    with pytest.raises(SQLAlchemyError) as raised, records.engine.connect() as connection:
+        connection.execute(text("select :number from nowhere"), {"number": NUMBER})
+
+    assert NUMBER not in str(raised.value)
