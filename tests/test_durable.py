@@ -148,11 +148,10 @@ def test_enqueueing_without_an_owner_yet_is_left_for_the_owner(queue: Durable) -
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def settings(request: pytest.FixtureRequest, tmp_path: Path, postgres: Postgres | None) -> Settings:
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     if request.param == "sqlite":
         return Settings(data_dir=tmp_path)
-    if postgres is None:
-        pytest.skip("Postgres is not installed")
+    postgres: Postgres = request.getfixturevalue("postgres")
     return Settings(data_dir=tmp_path, database_url=postgres.new_database())
 
 
@@ -177,9 +176,7 @@ def test_a_killed_owner_is_followed_and_its_work_done(settings: Settings) -> Non
         queue.close()
 
 
-def test_postgres_asks_after_a_silent_owner(tmp_path: Path, postgres: Postgres | None) -> None:
-    if postgres is None:
-        pytest.skip("Postgres is not installed")
+def test_postgres_asks_after_a_silent_owner(tmp_path: Path, postgres: Postgres) -> None:
     queue = Durable(Settings(data_dir=tmp_path, database_url=postgres.new_database()))
     try:
         assert queue.own()

@@ -259,9 +259,7 @@ def test_an_owner_killed_between_write_and_commit_is_followed(
         memory.close()
 
 
-def test_postgres_keeps_the_row_and_the_queue(tmp_path: Path, postgres: Postgres | None) -> None:
-    if postgres is None:
-        pytest.skip("Postgres is not installed")
+def test_postgres_keeps_the_row_and_the_queue(tmp_path: Path, postgres: Postgres) -> None:
     settings = Settings(data_dir=tmp_path, database_url=postgres.new_database())
     records = Records(settings.records_url, spool=tmp_path / "spool")
     records.migrate()

@@ -40,9 +40,7 @@ def clock() -> Clock:
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'records.db'}"
-    server: Postgres | None = request.getfixturevalue("postgres")
-    if server is None:
-        pytest.skip("no Postgres is installed here")
+    server: Postgres = request.getfixturevalue("postgres")
     return server.new_database()
 
 
@@ -309,11 +307,10 @@ def test_what_can_not_be_written_is_kept_and_holds_up_nothing(
     assert len(records.recent(9)) == 2 or any("c\\u0000" in text for text in kept)
 
 
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
 def test_a_database_that_only_reads_is_away(
     records: Records, url: str, tmp_path: Path, clock: Clock
 ) -> None:
-    if url.startswith("sqlite"):
-        pytest.skip("a failover is Postgres's")
     options = "?options=-c%20default_transaction_read_only%3Don"
     standby = Records(url + options, spool=tmp_path / "spool", clock=clock)
     standby.open(a_call())
@@ -324,9 +321,8 @@ def test_a_database_that_only_reads_is_away(
         standby.set_facts(NUMBER, [])
 
 
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
 def test_a_silent_postgres_is_given_up_soon(records: Records, url: str) -> None:
-    if url.startswith("sqlite"):
-        pytest.skip("SQLite is no server")
     engine = connect(f"{url}?connect_timeout=9")
     with engine.connect() as connection:
         client = connection.connection.dbapi_connection.info.get_parameters()  # type: ignore[union-attr]
