@@ -21,6 +21,7 @@ else:
 
 
 E164 = re.compile(r"\+[1-9]\d{6,14}")
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 SIP_URI = re.compile(r"sips?:[^\s@]+@[^\s@]+")
 
 
@@ -116,6 +117,8 @@ class DialRequest:
         for key, value in given.items():
             if key != "destinations" and not isinstance(value, str):
                 raise BadRequest(f"{key}: must be text")
+            if _UNSTORABLE.search(str(value)):
+                raise BadRequest(f"{key}: holds characters that can't be stored (NUL, surrogates)")
         return cls._checked(given)
 
     @classmethod

@@ -36,7 +36,8 @@ _OWNER_LOCK = 7_236_452
 """Key of the Postgres advisory lock that the owner holds."""
 
 _NOTICE_DEATH = text(
-    "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3"
+    "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3;"
+    "set tcp_user_timeout = 25000"  # ms, where its last reply was never received
 )
 """Postgres then frees the lock of an owner whose machine has gone after 25 s; else after 2 h."""
 

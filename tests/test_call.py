@@ -35,6 +35,8 @@ def test_metadata_without_our_keys_is_an_inbound_call(text: str) -> None:
         (metadata(phone_number=15551230001), "phone_number"),
         (metadata(nmae="Jo"), "nmae"),
         (metadata(name=7), "name"),
+        (metadata(name="J\0"), "name"),
+        (metadata(contact_id="\ud800"), "contact_id"),
         (metadata(transfer_to="reception"), "transfer_to"),
         (metadata(destinations={"billing": "12"}), "destinations"),
         (metadata(destinations=["+15551230002"]), "destinations"),
