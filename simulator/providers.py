@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 import time
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -24,6 +25,8 @@ from simulator.faults import Behavior, Delay, hang
 from simulator.model import ToolCall, reply, stems
 from simulator.recognizer import Recognizer
 from simulator.voicing import Voicing
+
+logger = logging.getLogger(__name__)
 
 _WORD_S = 0.008
 """Between two words of a streamed reply: about 120 words a second."""
@@ -85,6 +88,7 @@ class StandInProviders:
             behavior.faults.clear()
 
     def note(self, service: str, what: str) -> None:
+        logger.info("%s %s", service, what)
         self.log.append(Entry(time.monotonic(), service, what))
 
     async def start(self) -> None:

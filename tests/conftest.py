@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -21,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "race: a case whose outcome hangs on who is faster")
+    # A failed call's report has what the stand-ins heard, answered and spoke.
+    logging.getLogger("simulator").setLevel(logging.INFO)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
