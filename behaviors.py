@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from functools import partial
 
@@ -140,10 +141,23 @@ def judge_turns_by_words(session: Session, u: Userdata) -> None:
 
     The turn detector hears only the sound of the last second. Words that break off ("I'd like
     to know") are waited for whatever it says; a whole sentence is not waited for long.
+
+    The VAD takes a pause back when it hears more. Where it missed the words, as it does with one
+    quiet "Hello" in forty, it may miss what follows, too: before the opening that is waited for.
     """
     patient, quick = u.settings.max_endpointing_delay_s, u.settings.min_endpointing_delay_s
     brief = min(patient, max(quick, FINISHED_S))
     open_ended = min(patient, max(quick, OPEN_S))
+    sound_ended = float("-inf")
+
+    def has_heard_sound() -> bool:
+        return session.user_state == "speaking" or time.monotonic() - sound_ended < UNFINISHED_S
+
+    @session.on("user_state_changed")
+    def _(event: UserStateChangedEvent) -> None:
+        nonlocal sound_ended
+        if event.old_state == "speaking":
+            sound_ended = time.monotonic()
 
     @session.on("user_input_transcribed")
     def _(event: UserInputTranscribedEvent) -> None:
@@ -153,7 +167,7 @@ def judge_turns_by_words(session: Session, u: Userdata) -> None:
         if prompts.sounds_unfinished(event.transcript):
             least = most = max(UNFINISHED_S, patient)
         elif u.call.request and not u.has_opened:
-            least = most = OPENING_PAUSE_S
+            least = most = OPENING_PAUSE_S if has_heard_sound() else UNFINISHED_S
         elif prompts.sounds_finished(event.transcript):
             least, most = quick, brief
         else:

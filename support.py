@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from livekit import rtc
 from livekit.agents import Agent, AgentSession, APIError, FlushSentinel, ModelSettings, StopResponse
 from livekit.agents.llm import ChatChunk, ChatContext, ChatMessage, Tool
-from livekit.agents.stt import SpeechEvent
+from livekit.agents.stt import SpeechEvent, SpeechEventType
 
 import behaviors
 import prompts
@@ -25,6 +25,8 @@ RECALL_LIMIT_S = 0.3
 """How long a greeting waits for what is remembered."""
 GREETING_TURNS = 3
 """How many turns into an outbound call words may be those of an answering machine's greeting."""
+OPENING_HOLD_S = 2.0
+"""Longest that the opening is held back for the end of words that have begun."""
 CHUNK_GAP_S = 1.2
 """Longest silence of the model inside a reply before the reply counts as broken off."""
 
@@ -40,6 +42,9 @@ class CustomerSupport(Agent):
         )
         self._u = u
         self._opening = prompts.opening(company, request) if request else ""
+        self._words_over = asyncio.Event()
+        """Unset from the first words of an utterance to its end, as speech recognition has it."""
+        self._words_over.set()
 
     async def on_enter(self) -> None:
         """Greet an inbound caller; an outbound call listens first."""
@@ -77,6 +82,11 @@ class CustomerSupport(Agent):
                 yield frame
 
         async for event in Agent.default.stt_node(self, overheard(), model_settings):
+            if isinstance(event, SpeechEvent):
+                if event.type is SpeechEventType.INTERIM_TRANSCRIPT and event.alternatives[0].text:
+                    self._words_over.clear()
+                elif event.type is SpeechEventType.FINAL_TRANSCRIPT:
+                    self._words_over.set()
             yield event
 
     async def llm_node(
@@ -105,6 +115,21 @@ class CustomerSupport(Agent):
             logger.warning("the model failed", extra={"error": type(error).__name__})
             self._u.call.errors.append(f"model: {type(error).__name__}")
         yield f" {prompts.BROKE_OFF}" if has_begun else prompts.APOLOGY
+
+    async def tts_node(
+        self, text: AsyncIterable[str], model_settings: ModelSettings
+    ) -> AsyncIterable[rtc.AudioFrame]:
+        """Hold the opening back from words the VAD missed: a recorded greeting is not spoken into.
+
+        Once those words are final, their own turn takes its place.
+        """
+        is_held = self._opening and not self._u.has_opened and not self._u.is_winding_up
+        async for frame in Agent.default.tts_node(self, text, model_settings):
+            if is_held:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._words_over.wait(), OPENING_HOLD_S)
+                is_held = False
+            yield frame
 
     async def _informed(self, chat_ctx: ChatContext) -> ChatContext:
         """The conversation with what we know of the caller and passages for their words."""
