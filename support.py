@@ -85,7 +85,10 @@ class CustomerSupport(Agent):
             if isinstance(event, SpeechEvent):
                 if event.type is SpeechEventType.INTERIM_TRANSCRIPT and event.alternatives[0].text:
                     self._words_over.clear()
-                elif event.type is SpeechEventType.FINAL_TRANSCRIPT:
+                elif event.type in (
+                    SpeechEventType.FINAL_TRANSCRIPT,
+                    SpeechEventType.END_OF_SPEECH,
+                ):
                     self._words_over.set()
             yield event
 

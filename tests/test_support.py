@@ -12,11 +12,12 @@ from config import Settings
 from support import CustomerSupport
 
 
+@pytest.mark.parametrize("over", [SpeechEventType.FINAL_TRANSCRIPT, SpeechEventType.END_OF_SPEECH])
 async def test_the_opening_is_held_back_while_words_are_coming_in(
-    monkeypatch: pytest.MonkeyPatch,
+    over: SpeechEventType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hear(*_: object) -> AsyncIterator[SpeechEvent]:
-        for kind in (SpeechEventType.INTERIM_TRANSCRIPT, SpeechEventType.FINAL_TRANSCRIPT):
+        for kind in (SpeechEventType.INTERIM_TRANSCRIPT, over):
             yield SpeechEvent(kind, alternatives=[SpeechData(language="en", text="you've")])  # type: ignore[arg-type]
 
     async def speak(*_: object) -> AsyncIterator[str]:
