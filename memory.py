@@ -164,12 +164,12 @@ class Memory:
 
     def _forgets_before(self, work: Work) -> list[Work]:
         """A forget that failed and is yet to be repeated would delete what this keeps."""
-        forgets = [
+        return [
             other
             for other in self._records.pending_work()
-            if other.kind == "forget" and other.number == work.number
+            if (other.kind, other.number) == ("forget", work.number)
+            and other.created_at < work.created_at
         ]
-        return [forget for forget in forgets if forget.created_at < work.created_at]
 
     def _do(self, work: Work) -> None:
         if (store := self._store) is None:

@@ -155,7 +155,7 @@ class Records:
     def _add(self, row: dict[str, Any]) -> None:
         try:
             with Session(self.engine) as session, session.begin():
-                session.add(ToolCallRow(**row) if "name" in row else TurnRow(**row))
+                session.add(_kind(row)(**row))
         except AWAY:
             self._spool.append(row["call_id"], row)
 
@@ -184,7 +184,7 @@ class Records:
                 if "kind" in row:
                     self._add_waiting_work(session, Work(**row))
                 else:
-                    self._add_once(session, ToolCallRow if "name" in row else TurnRow, row)
+                    self._add_once(session, _kind(row), row)
 
     def _add_waiting_work(self, session: Session, work: Work) -> None:
         if not self._is_forgotten(session, work.number, work.created_at):
@@ -346,6 +346,11 @@ class Records:
         if self.engine.dialect.name == "sqlite":
             with self._session() as session:
                 session.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+
+
+def _kind(row: dict[str, Any]) -> type[ToolCallRow] | type[TurnRow]:
+    """The table of a row that was added to a call."""
+    return ToolCallRow if "name" in row else TurnRow
 
 
 def _hash(number: str) -> str:

@@ -75,44 +75,37 @@ def test_work_is_done_once_however_often_it_is_enqueued(queue: Durable) -> None:
     assert worker.done == ["a", "b"]
 
 
-def test_failed_work_is_retried_now_and_again_later(
-    queue: Durable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def failing(queue: Durable, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """A worker whose work "a" has failed as often as it is tried at once."""
     monkeypatch.setattr(durable, "RETRY_FAILED_S", 0)
     worker = Worker(failures=durable.ATTEMPTS)
     assert queue.own()
     queue.launch(worker)
-
     queue.enqueue("a")
     until(lambda: len(worker.done) == durable.ATTEMPTS)
+    return worker
 
+
+def until_retried(queue: Durable, failing: Worker) -> None:
     def is_done() -> bool:
         queue.tend({"a": time.time()})
-        return len(worker.done) > durable.ATTEMPTS
+        return len(failing.done) > durable.ATTEMPTS
 
     until(is_done)
 
 
-def test_what_has_failed_for_long_is_retried_seldom(
-    queue: Durable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(durable, "RETRY_FAILED_S", 0)
-    worker = Worker(failures=durable.ATTEMPTS)
-    assert queue.own()
-    queue.launch(worker)
-    queue.enqueue("a")
-    until(lambda: len(worker.done) == durable.ATTEMPTS)
+def test_failed_work_is_retried_now_and_again_later(queue: Durable, failing: Worker) -> None:
+    until_retried(queue, failing)
 
+
+def test_what_has_failed_for_long_is_retried_seldom(queue: Durable, failing: Worker) -> None:
     for _ in range(5):
         queue.tend({"a": time.time() - 600})
         time.sleep(0.2)
-    assert len(worker.done) == durable.ATTEMPTS
+    assert len(failing.done) == durable.ATTEMPTS
 
-    def is_done() -> bool:
-        queue.tend({"a": time.time()})
-        return len(worker.done) > durable.ATTEMPTS
-
-    until(is_done)
+    until_retried(queue, failing)
 
 
 def test_finished_work_is_purged_and_lost_work_enqueued(queue: Durable) -> None:
