@@ -13,7 +13,7 @@ import numpy as np
 from aiohttp import WSMsgType, web
 
 from simulator import speech
-from simulator.ear import Ear
+from simulator.ear import Ear, Heard
 from simulator.faults import Behavior
 
 LOUD = 150.0
@@ -28,8 +28,8 @@ LEAD_S = 0.2
 class Recognizer:
     """Cuts what it hears at silences and sends what its ear knows of it.
 
-    An utterance may have silences in it: until all its words were heard, a new segment is looked at
-    together with those before it, and only the words that are new are sent.
+    An utterance may have silences in it: where words broke off, or a segment is not understood by
+    itself, it is looked at together with the one before it, and only words that are new are sent.
     """
 
     def __init__(
@@ -54,9 +54,13 @@ class Recognizer:
         self._new_s = 0.0
         """Audio since the last interim result."""
         self._sent_words = 0
+        """Of what is kept from before this segment."""
+        self._has_before = False
+        """Whether anything is; `_broke_off`: whether its words go on."""
+        self._broke_off = False
         self._heard_s = 0.0
-        """Audio of the whole stream; the segment began at `_begun_s`, `_joined` samples into the
-        utterance."""
+        """Audio of the whole stream; the segment began at `_begun_s`, `_joined` samples into what
+        is kept."""
         self._joined = 0
         self._begun_s = 0.0
         self._fault = ""
@@ -118,17 +122,18 @@ class Recognizer:
             elif self._new_s >= INTERIM_S:
                 self._new_s = 0.0
                 await self._interim()
-        elif self._quiet_s > LONGEST_GAP_S or not self._sent_words:
+        elif self._quiet_s > LONGEST_GAP_S or not self._has_before:
             self._forget()
 
     def _forget(self) -> None:
         """Keep only the lead that a next utterance may begin in."""
         self._audio = self._audio[-round(LEAD_S * speech.RATE) :]
         self._sent_words = 0
+        self._has_before = self._broke_off = False
 
     async def _interim(self) -> None:
-        heard = self._ear.hear(self._trimmed(), min_score=0.55)
-        if heard.text and (words := heard.text.split()[self._sent_words :]):
+        _, _, words = self._understand()
+        if words:
             until_s = self._heard_s - self._quiet_s
             await self._result(" ".join(words), (self._begun_s, until_s), is_final=False)
             if self._fault == "cut":
@@ -136,22 +141,33 @@ class Recognizer:
 
     def _end_segment(self, *, from_finalize: bool = False) -> None:
         self._is_talking = False
-        heard = self._ear.hear(self._trimmed(), whole=not self._sent_words)
-        if self._sent_words and not heard.text:
-            # It does not go on with the last one, but is an utterance of its own.
-            heard = self._ear.hear(self._trimmed()[self._joined :], whole=True)
-            self._sent_words = 0
-        words = (heard.text or "").split()[self._sent_words :]
-        is_whole = heard.cover >= 0.9
+        heard, is_joined, words = self._understand(is_over=True)
         self._note("stt", f"{' '.join(words)} (score {heard.score:.2f})")
         span = (self._begun_s, self._heard_s - self._quiet_s)
         final = self._final(" ".join(words), span, self._last_loud, from_finalize)
         task = asyncio.ensure_future(final)
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
+        if not is_joined:
+            self._audio = self._audio[self._joined :]
+            self._sent_words = 0
         self._sent_words += len(words)
-        if is_whole or not heard.text:
-            self._forget()
+        self._has_before = True
+        self._broke_off = heard.text is not None and heard.cover < 0.9
+
+    def _understand(self, *, is_over: bool = False) -> tuple[Heard, bool, list[str]]:
+        """The segment as heard, whether together with what was before it, and its new words."""
+        readings = [True, False] if self._broke_off else [False, True][: 1 + self._has_before]
+        for is_joined in readings if is_over else readings[:1]:
+            heard = self._ear.hear(
+                self._trimmed()[0 if is_joined else self._joined :],
+                whole=is_over and not is_joined,
+                min_score=0.6 if is_over else 0.55,
+            )
+            if heard.text:
+                words = heard.text.split()
+                return heard, is_joined, words[self._sent_words if is_joined else 0 :]
+        return heard, False, []
 
     def _trimmed(self) -> np.ndarray:
         """What was heard so far, without the silence at its end."""

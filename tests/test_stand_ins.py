@@ -151,6 +151,16 @@ async def test_what_follows_an_utterance_that_broke_off_is_understood(
     assert (await caller.finals(2))[1] == "What time do you open on Sundays?"
 
 
+async def test_what_follows_a_beginning_that_was_taken_for_another_utterance_is_understood(
+    stand_ins: StandInProviders, new_caller: Callable[[], Caller]
+) -> None:
+    stand_ins.announce("Hello?", "callee")
+    caller = new_caller()
+    caller.say("Hello, you've reached Sam.")
+
+    assert await caller.finals(2) == ["Hello?", "you've reached Sam."]
+
+
 async def test_a_final_comes_so_long_after_the_last_sound(
     stand_ins: StandInProviders, new_caller: Callable[[], Caller]
 ) -> None:

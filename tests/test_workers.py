@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("studios")
 
 
 async def test_a_full_worker_leaves_the_call_to_another() -> None:
-    async with Studio(MAX_CALLS="2") as studio:
+    async with Studio(MAX_CALLS="2", SILENCE_LIMIT_S="300") as studio:
         first = await studio.worker()
         phones = list(await asyncio.gather(greeted(studio), greeted(studio)))
         second = await studio.worker()
