@@ -10,7 +10,8 @@ from collections.abc import AsyncIterable, AsyncIterator
 from livekit import rtc
 from livekit.agents import Agent, AgentSession, APIError, FlushSentinel, ModelSettings, StopResponse
 from livekit.agents.llm import ChatChunk, ChatContext, ChatMessage, Tool
-from livekit.agents.stt import SpeechEvent, SpeechEventType
+from livekit.agents.stt import SpeechEvent
+from livekit.agents.stt import SpeechEventType as Speech
 
 import behaviors
 import prompts
@@ -26,7 +27,7 @@ RECALL_LIMIT_S = 0.3
 GREETING_TURNS = 3
 """How many turns into an outbound call words may be those of an answering machine's greeting."""
 OPENING_HOLD_S = 2.0
-"""Longest that the opening is held back for the end of words that have begun."""
+"""Longest that the opening is held back for the end of speech that has begun."""
 CHUNK_GAP_S = 1.2
 """Longest silence of the model inside a reply before the reply counts as broken off."""
 
@@ -42,9 +43,9 @@ class CustomerSupport(Agent):
         )
         self._u = u
         self._opening = prompts.opening(company, request) if request else ""
-        self._words_over = asyncio.Event()
-        """Unset from the first words of an utterance to its end, as speech recognition has it."""
-        self._words_over.set()
+        self._speech_over = asyncio.Event()
+        """Unset from the beginning of an utterance to its end, as speech recognition has it."""
+        self._speech_over.set()
 
     async def on_enter(self) -> None:
         """Greet an inbound caller; an outbound call listens first."""
@@ -83,13 +84,10 @@ class CustomerSupport(Agent):
 
         async for event in Agent.default.stt_node(self, overheard(), model_settings):
             if isinstance(event, SpeechEvent):
-                if event.type is SpeechEventType.INTERIM_TRANSCRIPT and event.alternatives[0].text:
-                    self._words_over.clear()
-                elif event.type in (
-                    SpeechEventType.FINAL_TRANSCRIPT,
-                    SpeechEventType.END_OF_SPEECH,
-                ):
-                    self._words_over.set()
+                if event.type in (Speech.START_OF_SPEECH, Speech.INTERIM_TRANSCRIPT):
+                    self._speech_over.clear()
+                elif event.type in (Speech.FINAL_TRANSCRIPT, Speech.END_OF_SPEECH):
+                    self._speech_over.set()
             yield event
 
     async def llm_node(
@@ -122,15 +120,15 @@ class CustomerSupport(Agent):
     async def tts_node(
         self, text: AsyncIterable[str], model_settings: ModelSettings
     ) -> AsyncIterable[rtc.AudioFrame]:
-        """Hold the opening back from words the VAD missed: a recorded greeting is not spoken into.
+        """Hold the opening back from speech the VAD missed: a recorded greeting is not spoken into.
 
-        Once those words are final, their own turn takes its place.
+        Once its words are final, their own turn takes its place.
         """
         is_held = self._opening and not self._u.has_opened and not self._u.is_winding_up
         async for frame in Agent.default.tts_node(self, text, model_settings):
             if is_held:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._words_over.wait(), OPENING_HOLD_S)
+                    await asyncio.wait_for(self._speech_over.wait(), OPENING_HOLD_S)
                 is_held = False
             yield frame
 

@@ -247,17 +247,19 @@ class BeepListener:
     """Hears the tone after which an answering machine records.
 
     A beep is at least 120 ms in which one frequency between 400 and 2,200 Hz carries nearly all
-    the energy: speech never does for that long.
+    the energy: speech never does for that long. Lost packets may make a hole in it.
     """
 
     WINDOW_MS = 20
     LEAST_MS = 120
+    LONGEST_HOLE_MS = 80
 
     def __init__(self) -> None:
         self.heard = asyncio.Event()
         """Set once a beep has ended."""
         self._rest = np.zeros(0, np.int16)
         self._run_ms = 0
+        self._hole_ms = 0
         self._pitch = 0.0
 
     def push(self, frame: rtc.AudioFrame) -> None:
@@ -272,8 +274,13 @@ class BeepListener:
         if pitch and (not self._run_ms or abs(pitch - self._pitch) <= 50):
             self._pitch = pitch
             self._run_ms += self.WINDOW_MS
+            self._hole_ms = 0
             return
-        if self._run_ms >= self.LEAST_MS:
+        self._hole_ms += self.WINDOW_MS
+        is_beep = self._run_ms >= self.LEAST_MS
+        if is_beep and self._hole_ms <= self.LONGEST_HOLE_MS:
+            return
+        if is_beep:
             self.heard.set()
         self._run_ms = 0
 

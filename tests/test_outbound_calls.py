@@ -63,11 +63,10 @@ async def test_a_callee_who_is_not_understood_is_spoken_to(studio: Studio) -> No
     assert 1.5 <= start - mumbled.end <= 4.0
 
 
-async def test_a_message_lies_after_the_beep_or_after_silence(studio: Studio) -> None:
-    await asyncio.gather(*(_leaves_message(studio, beep) for beep in (0.3, 3.9, None)))
-
-
-async def _leaves_message(studio: Studio, beep_after_s: float | None) -> None:
+@pytest.mark.parametrize("beep_after_s", [0.3, 3.9, None])
+async def test_a_message_lies_after_the_beep_or_after_silence(
+    studio: Studio, beep_after_s: float | None
+) -> None:
     phone = await answered(studio, voicemail_message=MESSAGE)
     greeting = await phone.say(
         "Hello, you've reached Sam. [0.7] Please leave a message after the tone.",

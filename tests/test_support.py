@@ -5,19 +5,21 @@ from typing import Any
 
 import pytest
 from livekit.agents import Agent
-from livekit.agents.stt import SpeechData, SpeechEvent, SpeechEventType
+from livekit.agents.stt import SpeechData, SpeechEvent
+from livekit.agents.stt import SpeechEventType as Speech
 
 from call import DialRequest
 from config import Settings
 from support import CustomerSupport
 
 
-@pytest.mark.parametrize("over", [SpeechEventType.FINAL_TRANSCRIPT, SpeechEventType.END_OF_SPEECH])
-async def test_the_opening_is_held_back_while_words_are_coming_in(
-    over: SpeechEventType, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("begun", [Speech.START_OF_SPEECH, Speech.INTERIM_TRANSCRIPT])
+@pytest.mark.parametrize("over", [Speech.FINAL_TRANSCRIPT, Speech.END_OF_SPEECH])
+async def test_the_opening_is_held_back_while_somebody_speaks(
+    begun: Speech, over: Speech, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hear(*_: object) -> AsyncIterator[SpeechEvent]:
-        for kind in (SpeechEventType.INTERIM_TRANSCRIPT, over):
+        for kind in (begun, over):
             yield SpeechEvent(kind, alternatives=[SpeechData(language="en", text="you've")])  # type: ignore[arg-type]
 
     async def speak(*_: object) -> AsyncIterator[str]:

@@ -57,9 +57,9 @@ def test_a_room_deleted_while_ringing_is_a_failure_of_the_system() -> None:
     assert (ending.disposition, ending.ended_by) == (Disposition.FAILED, "system")
 
 
-def hear(samples: np.ndarray) -> BeepListener:
+def hear(samples: np.ndarray, then_s: float = 0.2) -> BeepListener:
     listener = BeepListener()
-    pcm = np.concatenate([samples, np.zeros(RATE // 5)]).astype(np.int16)
+    pcm = np.concatenate([samples, np.zeros(int(RATE * then_s))]).astype(np.int16)
     for start in range(0, len(pcm), RATE // 20):
         piece = pcm[start : start + RATE // 20]
         listener.push(rtc.AudioFrame(piece.tobytes(), RATE, 1, len(piece)))
@@ -74,6 +74,14 @@ def tone(hz: float, seconds: float, peak: int = 8000) -> np.ndarray:
 @pytest.mark.parametrize("seconds", [0.2, 0.6, 1.5])
 async def test_a_beep_is_heard_once_it_is_over(hz: float, seconds: float) -> None:
     assert hear(tone(hz, seconds)).heard.is_set()
+
+
+async def test_a_beep_with_lost_packets_in_it_is_not_over() -> None:
+    hole = np.zeros(int(RATE * 0.06))
+    beep = np.concatenate([tone(1000, 0.2), hole, tone(1000, 0.3)])
+
+    assert not hear(beep, then_s=0).heard.is_set()
+    assert hear(beep).heard.is_set()
 
 
 async def test_noise_clicks_and_chords_are_no_beep() -> None:
