@@ -34,6 +34,9 @@ AWAY = (DBAPIError, TimeoutError)
 REPLAY_S = 4.0
 """After which the rest of what waits in files is left for the next time: leases must be renewed."""
 
+TRUNCATE_S = 5.0
+"""Longest wait for others to be done with SQLite's log."""
+
 
 class Repeated(Exception):
     """A call of that id has a row already."""
@@ -342,10 +345,24 @@ class Records:
             return session.scalars(wanted).first() is not None
 
     def truncate_log(self) -> None:
-        """What was deleted would stay readable in SQLite's write-ahead log."""
-        if self.engine.dialect.name == "sqlite":
-            with self._session() as session:
-                session.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+        """What was deleted would stay readable in SQLite's write-ahead log.
+
+        SQLite does not wait for another checkpoint that is running, so we do.
+        """
+        if self.engine.dialect.name != "sqlite":
+            return
+        deadline = time.monotonic() + TRUNCATE_S
+        while self._is_log_in_use():
+            if time.monotonic() > deadline:
+                logger.warning("deleted words stay in SQLite's log until it is next truncated")
+                return
+            time.sleep(0.02)
+
+    def _is_log_in_use(self) -> bool:
+        """Whether the log could not be truncated."""
+        with self._session() as session:
+            is_busy, _, _ = session.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).one()
+        return bool(is_busy)
 
 
 def _kind(row: dict[str, Any]) -> type[ToolCallRow] | type[TurnRow]:

@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -336,3 +337,27 @@ def test_errors_do_not_tell_personal_data(records: Records) -> None:
         connection.execute(text("select :number from nowhere"), {"number": NUMBER})
 
     assert NUMBER not in str(raised.value)
+
+
+def test_deleted_words_are_unreadable_whoever_else_truncates_the_log(tmp_path: Path) -> None:
+    database = tmp_path / "records.db"
+    records = Records(f"sqlite:///{database}", spool=tmp_path / "spool")
+    records.migrate()
+    over = threading.Event()
+
+    def truncate() -> None:
+        while not over.is_set():
+            records.truncate_log()
+
+    rival = threading.Thread(target=truncate)
+    rival.start()
+    try:
+        for _ in range(20):
+            records.add_work(Work("w1", "learn", "c1", NUMBER, ["I live in Zanzibar."]))
+            records.remove_work("w1")
+            records.truncate_log()
+            assert not any(b"Zanzibar" in path.read_bytes() for path in tmp_path.glob("records*"))
+    finally:
+        over.set()
+        rival.join()
+        records.dispose()
