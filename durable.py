@@ -241,12 +241,13 @@ def _register() -> None:
         interval_seconds=0.5,
         backoff_rate=2,
     )
-    def run(work_id: str) -> None:
+    def run(work_id: str, do: Callable[[str], None] | None) -> None:
         with _busy:
-            if _do is None:
+            # A retry may outlive its launch, and must not run in the next one.
+            if do is None or do is not _do:
                 raise Halted(work_id)
-            _do(work_id)
+            do(work_id)
 
     @DBOS.workflow(name=WORKFLOW)
     def work(work_id: str) -> None:
-        run(work_id)
+        run(work_id, _do)

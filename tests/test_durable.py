@@ -87,6 +87,24 @@ def failing(queue: Durable, monkeypatch: pytest.MonkeyPatch) -> Worker:
     return worker
 
 
+def test_what_is_still_retried_does_not_run_in_the_next_launch(tmp_path: Path) -> None:
+    first, second = (Durable(Settings(data_dir=tmp_path / name)) for name in ("1", "2"))
+    failing, worker = Worker(failures=durable.ATTEMPTS), Worker()
+    assert first.own()
+    first.launch(failing)
+    first.enqueue("a")
+    until(lambda: failing.done)
+    first.close()
+    assert second.own()
+    second.launch(worker)
+    second.enqueue("b")
+    until(lambda: worker.done)
+    time.sleep(2)  # longer than the pause before the second attempt
+    second.close()
+
+    assert worker.done == ["b"]
+
+
 def until_retried(queue: Durable, failing: Worker) -> None:
     def is_done() -> bool:
         queue.tend({"a": time.time()})
