@@ -22,14 +22,28 @@ _WORTH_A_LOOK = 0.45
 """Least correlation of a place in a recording that is looked at elastically."""
 _LIKELY = 5
 """How many of the best matches are looked at again, elastically."""
-_CHUNK, _DRIFT = 10, 2
-"""Hops that keep together, and by how many the next may be shifted against them."""
+_MARGIN = 4
+"""Hops around its place in a recording that are looked at elastically."""
 _FAINT = 5.5
 """How far (in log energy, 24 dB) below its loudest hop the end of an utterance may go unheard."""
 _LATELY_S = 15.0
 """What was announced in this time is likelier to be heard than what was said before."""
 _MIDDLE = 17.0
 """A usual log-mel energy; taken off, so that single precision suffices."""
+
+
+@dataclass(frozen=True)
+class Elasticity:
+    """Hops that keep together, and by how many the next may be shifted; once, by `jump`."""
+
+    chunk: int
+    drift: int
+    jump: int
+
+
+IN_A_SEGMENT = Elasticity(10, 2, 2)
+"""What may be only a beginning is like many utterances as it is."""
+IN_A_RECORDING = Elasticity(5, 1, 5)
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,9 @@ class Ear:
         scores, covers = stack.match(heard)
         for likely in np.argsort(scores)[-_LIKELY:]:
             template = stack.values[likely, : stack.sizes[likely]] + _MIDDLE
-            scores[likely] = max(scores[likely], elastic(heard, template))
+            penalty = 0.3 * max(0.0, len(heard) / len(template) - 1.3)
+            likeness = elastic(heard, template, IN_A_SEGMENT) - penalty
+            scores[likely] = max(scores[likely], likeness)
         unheard = np.maximum(0.0, 0.9 - covers) if whole else np.zeros_like(covers)
         scores = scores - 0.3 * unheard
         # A beginning before a pause ("By the way,") is also a bit like some whole utterance.
@@ -205,16 +221,17 @@ def _running(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(sums, ((0, 0), (1, 0))), np.pad(squares, ((0, 0), (1, 0)))
 
 
-def elastic(heard: np.ndarray, template: np.ndarray) -> float:
-    """How alike two utterances are if one is stretched or squeezed here and there.
+def elastic(heard: np.ndarray, template: np.ndarray, give: Elasticity) -> float:
+    """How alike (0 to 1) two utterances are if one is stretched or squeezed here and there.
 
-    A jitter buffer does that to speech while the machine is busy; 0 to 1, less for what is over.
+    A jitter buffer does that to speech while the machine is busy: mostly by little, once by more.
     """
     a, b = heard - heard.mean(), template - template.mean()
     shifts = np.arange(-_SLACK - 4, _SLACK + 5)
-    total = np.zeros((len(shifts), 3))  # per shift of the last chunk: product, energies
-    for start in range(0, len(b) - _FEWEST + 1, _CHUNK):
-        chunk = b[start : start + _CHUNK]
+    # Per shift of the last chunk: product and energies; without a jump so far, and with one.
+    total, jumped = np.zeros((2, len(shifts), 3))
+    for start in range(0, len(b) - _FEWEST + 1, give.chunk):
+        chunk = b[start : start + give.chunk]
         parts = np.zeros((len(shifts), 3))
         for i, shift in enumerate(shifts):
             at = start + shift
@@ -223,14 +240,19 @@ def elastic(heard: np.ndarray, template: np.ndarray) -> float:
                 parts[i] = np.vdot(piece, chunk), np.vdot(piece, piece), np.vdot(chunk, chunk)
         if not parts.any():
             break
-        worth = _likeness(total)
-        reach = [
-            max(range(max(0, i - _DRIFT), min(len(shifts), i + _DRIFT + 1)), key=worth.__getitem__)
-            for i in range(len(shifts))
-        ]
+        jumping, drifting = _best_near(total, give.jump), _best_near(jumped, give.drift)
+        is_better = _likeness(jumping) > _likeness(drifting)
         is_possible = (parts != 0).any(axis=1, keepdims=True)
-        total = np.where(is_possible, total[reach] + parts, 0.0)
-    return float(_likeness(total).max()) - 0.3 * max(0.0, len(heard) / len(template) - 1.3)
+        jumped = is_possible * (np.where(is_better[:, None], jumping, drifting) + parts)
+        total = is_possible * (_best_near(total, give.drift) + parts)
+    return float(max(_likeness(total).max(), _likeness(jumped).max()))
+
+
+def _best_near(total: np.ndarray, reach: int) -> np.ndarray:
+    """For each shift, the best total of those that are at most `reach` away."""
+    likeness = np.pad(_likeness(total), reach, constant_values=-np.inf)
+    nearest = np.lib.stride_tricks.sliding_window_view(likeness, 2 * reach + 1)
+    return np.asarray(total[np.arange(len(total)) - reach + nearest.argmax(axis=1)])
 
 
 def _likeness(total: np.ndarray) -> np.ndarray:
@@ -257,7 +279,9 @@ def _places(text: str, template: np.ndarray, fine: np.ndarray, min_score: float)
         there = flat[best].reshape(template.shape)
         start = best * _HOP / 2 / RATE
         end = start + size * _HOP / RATE
-        score = max(float(scores[best]), elastic(fine[best : best + 2 * size + 8 : 2], template))
+        first = best % 2 if best < 2 * _MARGIN else best - 2 * _MARGIN
+        around = fine[first : best + 2 * (size + _MARGIN) : 2]
+        score = max(float(scores[best]), elastic(around, template, IN_A_RECORDING))
         if score >= min_score:
             found.append(Found(text, start, end, score, _came_through(there, template)))
         scores[max(0, best - size) : best + size] = 0

@@ -186,6 +186,20 @@ def test_of_a_sentence_that_was_cut_off_only_the_words_spoken_are_heard(ear: Ear
     assert heard.cover == pytest.approx(0.5, abs=0.15)
 
 
+@pytest.mark.parametrize("hole_ms", [60, 120, 200])
+@pytest.mark.parametrize("share", [0.35, 0.6])
+def test_a_sentence_with_a_hole_in_it_is_known_in_a_recording(
+    ear: Ear, hole_ms: int, share: float
+) -> None:
+    pcm = over_the_line(synthesize(SENTENCES[4]))
+    at = int(share * len(pcm))
+    recording = np.concatenate(
+        [silence(1), pcm[:at], silence(hole_ms / 1000), pcm[at:], silence(1)]
+    )
+
+    assert [found.text for found in ear.transcribe(recording)] == [SENTENCES[4]]
+
+
 def test_a_beginning_before_a_pause_is_not_taken_for_a_short_utterance() -> None:
     ear, text = Ear(), "By the way, I have a three legged cat called Biscuit."
     for known in (text, "costs,", "By the one,", "Goodbye."):
