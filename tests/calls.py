@@ -26,6 +26,14 @@ def heard(studio: Studio, phone: Phone, since: float) -> str:
     return " ".join(found.text for found in studio.stand_ins.agent_ear.transcribe(pcm))
 
 
+async def hears(studio: Studio, phone: Phone, words: str, since: float) -> None:
+    """Wait until the agent has said `words` since monotonic time `since`."""
+    deadline = time.monotonic() + 15
+    while words not in heard(studio, phone, since):
+        assert time.monotonic() < deadline, f"never heard: {words}"
+        await asyncio.sleep(0.5)  # a look at all that was heard holds up the phones' voices
+
+
 async def greeted(studio: Studio, **dial: object) -> Phone:
     """An inbound call, greeted to the end."""
     phone = await studio.network.dial(**{"from_": new_number()} | dial)  # type: ignore[arg-type]

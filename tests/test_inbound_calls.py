@@ -11,7 +11,7 @@ import pytest
 
 from simulator.phone import CallOver
 from simulator.studio import Studio
-from tests.calls import ask, eventually, greeted, heard, new_number, room_exists
+from tests.calls import ask, eventually, greeted, heard, hears, new_number, room_exists
 
 pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.xdist_group("calls")]
 
@@ -82,19 +82,16 @@ async def test_what_is_said_over_the_greeting_is_answered(studio: Studio) -> Non
     assert "49 dollars" in answer
 
 
-async def test_a_transfer_that_fails_keeps_the_caller(studio: Studio) -> None:
-    await asyncio.gather(
-        _stays_after(studio, 486, "busy"),
-        _stays_after(studio, 603, "refused"),
-        _stays_after(studio, "no_notify", "unanswered"),
-    )
-
-
-async def _stays_after(studio: Studio, transfer: str | int, code: str) -> None:
+@pytest.mark.parametrize(
+    ("transfer", "code"), [(486, "busy"), (603, "refused"), ("no_notify", "unanswered")]
+)
+async def test_a_transfer_that_fails_keeps_the_caller(
+    studio: Studio, transfer: str | int, code: str
+) -> None:
     phone = await greeted(studio, transfer=transfer)
     said = await phone.say("Could you put me through to a person, please?")
     await eventually(lambda: asyncio.sleep(0, bool(phone.transfers)))
-    await eventually(lambda: asyncio.sleep(0, "did not work" in heard(studio, phone, said.end)))
+    await hears(studio, phone, "did not work", said.end)
     await phone.agent_quiet()
     answer = await ask(studio, phone, "How much does furniture delivery cost?")
     await phone.hang_up()
@@ -163,9 +160,9 @@ async def test_a_tool_that_takes_long_says_so(studio: Studio) -> None:
     with closing(sqlite3.connect(studio.data_dir / "records.db")) as database:
         database.execute("begin immediate")  # nobody else can write
         said = await phone.say("Please remember that I like the blue chair.")
-        await eventually(lambda: asyncio.sleep(0, "moment" in heard(studio, phone, said.end)))
+        await hears(studio, phone, "moment", said.end)
         database.rollback()
-    await eventually(lambda: asyncio.sleep(0, "Noted" in heard(studio, phone, said.end)))
+    await hears(studio, phone, "Noted", said.end)
     await phone.hang_up()
     row = await studio.closed(phone.room_name)
 
