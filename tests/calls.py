@@ -7,6 +7,8 @@ import itertools
 import json
 import time
 
+from livekit import api
+
 from records import CallRow
 from simulator.bridge import Line
 from simulator.phone import Phone
@@ -65,12 +67,15 @@ async def outcome(studio: Studio, line: Line | None = None, **metadata: object) 
     return await studio.closed(room, 30)
 
 
-async def room_exists(studio: Studio, room: str) -> bool:
-    from livekit import api  # noqa: PLC0415
-
+async def room_is_gone(studio: Studio, room: str, timeout: float = 2.0) -> bool:
+    """Whether the room ends in `timeout` seconds: beside the record's closing, not before it."""
+    deadline = time.monotonic() + timeout
     async with studio.network.api() as livekit:
-        rooms = await livekit.room.list_rooms(api.ListRoomsRequest(names=[room]))
-    return bool(rooms.rooms)
+        while (await livekit.room.list_rooms(api.ListRoomsRequest(names=[room]))).rooms:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.05)
+    return True
 
 
 async def eventually(claim: object, timeout: float = 10.0) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from simulator.phone import CallOver
 from simulator.studio import Studio
-from tests.calls import ask, eventually, greeted, heard, hears, new_number, room_exists
+from tests.calls import ask, eventually, greeted, heard, hears, new_number, room_is_gone
 
 pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.xdist_group("calls")]
 
@@ -38,7 +38,7 @@ async def test_hanging_up_during_the_greeting_is_abandoned(studio: Studio) -> No
     row = await studio.closed(phone.room_name)
 
     assert (row.disposition, row.ended_by) == ("abandoned", "caller")
-    assert not await room_exists(studio, phone.room_name)
+    assert await room_is_gone(studio, phone.room_name)
 
 
 @pytest.mark.race
@@ -48,7 +48,7 @@ async def test_hanging_up_while_the_worker_prepares_is_abandoned(studio: Studio)
     row = await studio.closed(phone.room_name, 30)
 
     assert row.disposition == "abandoned"
-    assert not await room_exists(studio, phone.room_name)
+    assert await room_is_gone(studio, phone.room_name)
 
 
 @pytest.mark.race

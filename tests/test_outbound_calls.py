@@ -13,7 +13,7 @@ from simulator.bridge import Line
 from simulator.phone import Phone
 from simulator.recording import speech_segments
 from simulator.studio import Studio
-from tests.calls import dispatched, heard, new_number, outcome, room_exists
+from tests.calls import dispatched, heard, new_number, outcome, room_is_gone
 
 pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.xdist_group("calls")]
 
@@ -112,7 +112,7 @@ async def test_a_call_that_is_not_answered_is_recorded_as_what_it_was(studio: St
 
     assert [(row.disposition, row.sip_status) for row in rows] == [due for _, due in UNANSWERED]
     assert not any(row.answered_at for row in rows)
-    assert not any([await room_exists(studio, row.room) for row in rows])
+    assert all([await room_is_gone(studio, row.room) for row in rows])
 
 
 BAD_REQUESTS = {

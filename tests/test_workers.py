@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from simulator.studio import Studio
-from tests.calls import ask, eventually, greeted, heard, new_number, room_exists
+from tests.calls import ask, eventually, greeted, heard, new_number, room_is_gone
 
 pytestmark = pytest.mark.xdist_group("studios")
 
@@ -47,7 +47,7 @@ async def test_a_killed_workers_call_is_closed_and_its_caller_not_left_alone() -
         other = await studio.closed(living.room_name)
 
         assert (row.disposition, row.reason) == ("failed", "worker lost")
-        assert not await room_exists(studio, lost.room_name)
+        assert await room_is_gone(studio, lost.room_name)
         assert "49 dollars" in answer
         assert other.disposition == "completed"
         assert third.returncode is None
